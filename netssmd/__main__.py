@@ -1,0 +1,5 @@
+"""`python -m netssmd` is `netssmd`."""
+
+from netssmd.cli import main
+
+main()
