@@ -1,0 +1,1 @@
+"""Packets to tokens and back. Pure."""
