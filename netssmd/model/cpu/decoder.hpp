@@ -1,0 +1,133 @@
+// A Mamba-2 model and a slab of recurrent states; one call advances many of them by one token, or one of them by many.
+//
+//   rows -> embedding sum -> [ rms norm -> in_proj -> conv, state update, gate, norm -> out_proj -> + ] x n_layer -> rms norm
+//        -> head over [lo, hi) -> sample
+//
+// Each layer goes over all rows of the call before the next, so that its weights are read once; the rows of one slot never mix with
+// another's, and every row's arithmetic has one order (kernels.hpp): a slot's numbers do not depend on batch, thread or slot number.
+// Plain C++: no Python here. Errors are std::invalid_argument whose text says what was found and what would be right.
+#pragma once
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "kernels.hpp"
+
+namespace netssmd {
+
+struct Config {
+    int d_model, n_layer, vocab_size, rows, d_state, d_conv, expand, headdim, ngroups, norm_groups;
+    float norm_eps;
+
+    int d_inner() const { return expand * d_model; }
+    int heads() const { return d_inner() / headdim; }
+    int conv_dim() const { return d_inner() + 2 * ngroups * d_state; }
+};
+
+struct Sampling {
+    int top_k = 0;       // 0: all
+    float top_p = 1.0f;  // 1: all
+};
+
+// 64-byte aligned memory on huge pages where the kernel has them; zero, and not resident until touched.
+class Block {
+public:
+    Block() = default;
+    explicit Block(size_t bytes);
+    ~Block();
+    Block(Block&& other) noexcept;
+    Block& operator=(Block&& other) noexcept;
+    template <class T>
+    T* as() const { return static_cast<T*>(data_); }
+    size_t bytes() const { return bytes_; }
+
+private:
+    void* data_ = nullptr;
+    size_t bytes_ = 0;
+};
+
+// Where the named tensors come from; a tensor is fp32, contiguous, [rows][columns].
+class TensorSource {
+public:
+    virtual ~TensorSource() = default;
+    virtual const float* get(const std::string& name, size_t size) = 0;
+    virtual bool has(const std::string& name) const = 0;
+};
+
+class Decoder {
+public:
+    Decoder(const Config& config, TensorSource& tensors, Dtype dtype, int slots, Sampling sampling, const std::string& isa);
+    ~Decoder();
+
+    const Config& config() const { return config_; }
+    int slots() const { return slots_; }
+    const char* isa() const { return kernels_->name; }
+    size_t layer_bytes() const { return layer_bytes_; }  // read by every step
+    size_t state_bytes() const;
+
+    void reset(int slot);
+    // rows: [n][width]; ranges: [n][2]; out: [n]. Returns the positions in the call whose state is no longer finite (their out is -1).
+    std::vector<int> step(std::span<const int32_t> slots, const int32_t* rows, int width, const int32_t* ranges, const float* uniforms,
+                          const float* temperatures, int32_t* out);
+    // rows: [tokens][width]. False when the slot's state is no longer finite.
+    bool prefill(int slot, const int32_t* rows, int tokens, int width);
+    // One step; hidden [d_model] after the last norm, logits [vocab_size].
+    void inspect(int slot, const int32_t* rows, int width, float* hidden, float* logits);
+
+    // The recurrent state in model order: header, conv [n_layer][d_conv - 1][conv_dim], ssm [n_layer][heads][headdim][d_state].
+    std::string save(int slot) const;
+    void load(int slot, std::span<const char> bytes);
+
+private:
+    struct Layer {
+        Mixer mixer;
+        Matrix in_proj, out_proj;
+        const float* norm;
+    };
+    struct Scratch;
+    class Lease;
+    class Busy;
+
+    Matrix make_matrix(const float* from, int columns, const std::vector<int>& row_map, const std::vector<int>& column_map);
+    float* make_vector(size_t size);
+    float* conv_state(int slot, int layer) const;
+    float* ssm_state(int slot, int layer) const;
+    void check_rows(const int32_t* rows, int n, int width) const;
+    void embed(Scratch& s, const int32_t* rows, int n, int width) const;
+    void layers(Scratch& s, const int* slots, int n, bool one_slot) const;
+    float final_norm(Scratch& s, int row, float* out) const;
+    void head(Scratch& s, const int32_t* ranges, const float* uniforms, const float* temperatures, const int* which, int n, int32_t* out) const;
+
+    Config config_;
+    Dtype dtype_;
+    Sampling sampling_;
+    int slots_;
+    const Kernels* kernels_;
+    int d_padded_;
+    std::vector<Layer> layers_;
+    std::vector<Block> blocks_;
+    Matrix head_{};
+    const void* embedding_ = nullptr;  // [rows][d_padded], fp32 or bf16
+    Dtype embedding_dtype_;
+    const float* norm_f_ = nullptr;
+    const float* head_bias_ = nullptr;  // [vocab_size], or none
+    size_t weight_bytes_ = 0, layer_bytes_ = 0;
+    size_t conv_floats_ = 0, ssm_floats_ = 0, slot_floats_ = 0;
+    Block slab_;
+    std::unique_ptr<std::atomic<bool>[]> busy_;
+    mutable std::mutex scratch_lock_;
+    mutable std::vector<std::unique_ptr<Scratch>> scratch_;
+};
+
+std::vector<std::string> available_isas();
+
+// Softmax over logits / temperature (0: the largest), top-k, top-p, then the first index whose cumulative probability exceeds uniform.
+// logits is changed; p and order are room for n numbers each (p rounded up to 16).
+int sample(const Kernels& kernels, float* logits, int n, float uniform, float temperature, Sampling sampling, float* p, std::vector<int>& order);
+
+}  // namespace netssmd

@@ -1,0 +1,83 @@
+"""Draws follow the exact distribution; the order of everything is fixed."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from netssmd.model.sampling import draw, weights
+
+scipy_stats = pytest.importorskip("scipy.stats")
+
+
+def exact(logits, temperature: float, top_k: int, top_p: float):
+    """The distribution by the textbook, in float64."""
+    p = np.exp((logits.astype(float) - logits.max()) / temperature)
+    order = sorted(range(len(p)), key=lambda i: (-logits[i], i))[: top_k or len(p)]
+    total = sum(p[i] for i in order)
+    kept, mass = [], 0.0
+    for i in order:
+        if kept and mass >= top_p * total:
+            break
+        kept.append(i)
+        mass += p[i]
+    out = np.zeros(len(p))
+    out[kept] = p[kept] / p[kept].sum()
+    return out
+
+
+@pytest.mark.parametrize(
+    ("temperature", "top_k", "top_p"), [(1.0, 0, 1.0), (0.7, 0, 1.0), (1.5, 5, 1.0), (1.0, 0, 0.8), (0.9, 12, 0.9)]
+)
+def test_draws_follow_the_exact_distribution(temperature: float, top_k: int, top_p: float) -> None:
+    rng = np.random.default_rng(3)
+    logits = rng.normal(0, 1, 40).astype(np.float32)
+    p = exact(logits, temperature, top_k, top_p)
+    n = 40_000
+    uniforms = rng.random(n, dtype=np.float32)
+    counts = np.bincount([draw(logits, float(u), temperature, top_k, top_p) for u in uniforms], minlength=40)
+    assert counts[p == 0].sum() == 0
+    common = p * n >= 5
+    expected = np.append(p[common], 1 - p[common].sum()) * n
+    found = np.append(counts[common], n - counts[common].sum())
+    keep = expected > 1e-6
+    assert scipy_stats.chisquare(found[keep], expected[keep] * found[keep].sum() / expected[keep].sum()).pvalue > 1e-3
+
+
+def test_order_among_equals_is_by_index() -> None:
+    logits = np.zeros(6, np.float32)
+    assert draw(logits, 0.0, 0.0) == 0
+    assert np.flatnonzero(weights(logits, 1.0, 3, 1.0)).tolist() == [0, 1, 2]
+    assert np.flatnonzero(weights(logits, 1.0, 0, 0.5)).tolist() == [0, 1, 2]
+    assert [draw(logits, u / 6 + 0.01) for u in range(6)] == [0, 1, 2, 3, 4, 5]
+
+
+def test_the_first_index_whose_running_sum_exceeds_the_number() -> None:
+    logits = np.log(np.array([1, 1, 2], np.float32))
+    assert [draw(logits, u) for u in (0.0, 0.24, 0.26, 0.49, 0.51, 0.999)] == [0, 0, 1, 1, 2, 2]
+
+
+def test_a_member_of_no_weight_is_never_drawn() -> None:
+    logits = np.array([-1e4, 0, -1e4], np.float32)
+    assert draw(logits, 0.0) == 1
+    assert draw(logits, 1.0) == 1
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(st.floats(-30, 30, width=32), min_size=1, max_size=50),
+    st.floats(0, 1, exclude_max=True, width=32),
+    st.floats(0, 5, width=32).filter(lambda t: t == 0 or t > 0.05),
+    st.integers(0, 60),
+    st.floats(0.0625, 1, width=32),
+)
+def test_a_draw_is_always_a_kept_member(logits, uniform, temperature, top_k, top_p) -> None:
+    array = np.array(logits, np.float32)
+    index = draw(array, uniform, temperature, top_k, top_p)
+    assert 0 <= index < len(array)
+    if temperature == 0 or top_k == 1:
+        assert index == int(np.argmax(array))
+    elif len(array) > 1:
+        assert weights(array, temperature, top_k, top_p)[index] > 0
