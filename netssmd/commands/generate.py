@@ -1,0 +1,431 @@
+"""`netssmd generate`: sessions once, into one capture or a folder of captures.
+
+In: labels, counts, conditions, a seed, perhaps the beginning of a real capture. Out: FILE.pcap, all sessions merged by
+time, or DIR/ with `<label>-<n>.pcap` for each and a manifest.csv shaped like those of the training sets; ground truth
+(JSON lines) beside each capture. Same seed, same bytes, whatever the threads and the batch. Files appear under their
+names only when complete.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+import secrets
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import click
+
+from netssmd.errors import OutputError, UsageError
+
+if TYPE_CHECKING:
+    from netssmd.engine.opening import OpenModel, Prompt
+    from netssmd.engine.session import OutPacket, Session, SessionInfo
+    from netssmd.output.ledger import Ledger, SessionMeta
+    from netssmd.packet.pcap import Packet
+
+SECOND = 1_000_000_000
+MANIFEST = ("file", "label", "category", "split", "packets", "flows", "duration_s", "rate_mbit", "rtt_ms", "loss_pct",
+            "capped", "seed")  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of a session: a row of the manifest."""
+
+    info: SessionInfo
+    packets: int
+    flows: int
+    duration_ns: int
+    capped: bool
+
+
+class Finite(click.FloatRange):
+    """A number in a range; nan and inf are none."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is not a number that can be.", param, ctx)
+        return number
+
+
+@click.command("generate")
+@click.option("--label", "labels", multiple=True, required=True, help="Label, repeatable; 'all' for all of the model.")
+@click.option("--sessions", type=click.IntRange(1), default=1, show_default=True, help="Sessions of each label.")
+@click.option("--packets", type=click.IntRange(1), help="Cut each session here. Default: its own end.")
+@click.option("--max-packets", type=click.IntRange(1), default=20_000, show_default=True,
+              help="Cut sessions that do not end by themselves.")  # fmt: skip
+@click.option("--seed", type=click.IntRange(0), help="Same seed, same bytes. Default: a new one, told on stderr.")
+@click.option("--rtt", type=Finite(0), metavar="MS", help="Round-trip time. Default: drawn per session.")
+@click.option("--rate", type=Finite(0), metavar="MBIT", help="Rate of the access link. Default: drawn.")
+@click.option("--loss", type=Finite(0, 100), metavar="PCT", help="Packet loss. Default: drawn.")
+@click.option("--prompt", type=click.Path(path_type=Path), metavar="FILE", help="Go on from the start of this capture.")
+@click.option("--prompt-packets", type=click.IntRange(1), default=100, show_default=True, help="Its first packets.")
+@click.option("--prompt-hosts", type=click.Choice(["keep", "remap"]), default="remap", show_default=True,
+              help="Whether its hosts stay who they are.")  # fmt: skip
+@click.option("-t", "--temperature", type=Finite(0, 100), default=1.0, show_default=True)
+@click.option(
+    "--start", metavar="TIME", default="2026-01-01T00:00:00", show_default=True, help="Of the first session, UTC."
+)
+@click.option(
+    "--spacing", metavar="TIME", default="1s", show_default=True, help="From one session's start to the next."
+)
+@click.option("--snaplen", type=click.IntRange(64), help="Keep so many bytes of each frame. Default: all.")
+@click.option("--payload", type=click.Choice(["zero", "random", "pattern", "protocol"]), default="protocol",
+              show_default=True, help="What fills packets behind their headers.")  # fmt: skip
+@click.option("--model", default="embedded", help="Checkpoint folder. Default: the embedded model.")
+@click.option("--backend", type=click.Choice(["auto", "cpu", "torch", "cuda"]), default="auto", show_default=True)
+@click.option("--threads", type=click.IntRange(1), help="Engine threads. Default: one a core.")
+@click.option("-o", "--output", required=True, metavar="FILE.pcap|DIR/", help="One capture, or a folder of captures.")
+def command(
+    labels: tuple[str, ...], sessions: int, packets: int | None, max_packets: int, seed: int | None, rtt: float | None,
+    rate: float | None, loss: float | None, prompt: Path | None, prompt_packets: int, prompt_hosts: str,
+    temperature: float, start: str, spacing: str, snaplen: int | None, payload: str, model: str, backend: str,
+    threads: int | None, output: str,
+) -> None:  # fmt: skip
+    """Generate sessions once, into a capture file or a folder."""
+    from netssmd.engine.mix import CONDITIONS
+    from netssmd.engine.opening import open_model
+    from netssmd.units import parse_duration_ns
+
+    target = Target.of(output)
+    opened = open_model(model, backend)  # type: ignore[arg-type]
+    names = opened.labels if "all" in labels else tuple(dict.fromkeys(labels))
+    opened.check_labels(names)
+    given = {"rtt_ms": rtt, "rate_mbit": rate, "loss_pct": loss}
+    job = Job(
+        opened,
+        names,
+        sessions,
+        secrets.randbits(32) if seed is None else seed,
+        {name: CONDITIONS[name][:2] if value is None else (value, value) for name, value in given.items()},
+        packets or max_packets,
+        temperature,
+        snaplen or 0,
+        payload,
+        _start_ns(start),
+        parse_duration_ns(spacing),
+        read_prompt(opened, prompt, prompt_packets) if prompt else None,
+        prompt_hosts == "keep",
+    )
+    count = min(threads or len(os.sched_getaffinity(0)), job.sessions)
+    outcomes = target.write(job, count)
+    _tell(job, outcomes, output, packets is None)
+
+
+def _start_ns(text: str) -> int:
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise UsageError(f"--start {text}: write a time such as 2026-01-01T00:00:00") from None
+    moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    if not 1970 <= moment.year < 2106:
+        raise UsageError(f"--start {text}: captures hold times of 1970 to 2105")
+    return (moment - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1) * 1000
+
+
+def read_prompt(opened: OpenModel, path: Path, count: int) -> Prompt:
+    """The first packets of a capture, encoded."""
+    from netssmd.errors import CaptureError
+    from netssmd.packet.pcap import read_capture
+
+    try:
+        with open(path, "rb") as file:
+            prompt = opened.encode_prompt(islice(read_capture(file, str(path)), count))
+    except OSError as error:
+        raise CaptureError(f"{path}: cannot be read: {error.strerror}") from None
+    if not prompt.packets:
+        raise CaptureError(f"{path}: holds no packets; a prompt needs one at least")
+    return prompt
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What to generate. Session i is a pure function of this."""
+
+    model: OpenModel
+    labels: tuple[str, ...]
+    each: int  # sessions of each label
+    seed: int
+    conditions: dict[str, tuple[float, float]]
+    packets: int  # where a session is cut
+    temperature: float
+    snaplen: int
+    payload: str
+    start_ns: int
+    spacing_ns: int
+    prompt: Prompt | None
+    keep_hosts: bool
+
+    @property
+    def sessions(self) -> int:
+        return len(self.labels) * self.each
+
+    def info(self, i: int) -> SessionInfo:
+        """Session i: label by label in turn, so that a merged capture mixes them."""
+        from netssmd.engine.mix import draw_conditions
+        from netssmd.engine.sampling import Stream, derive
+        from netssmd.engine.session import SessionInfo
+
+        n, which = divmod(i, len(self.labels))
+        label = self.labels[which]
+        seed = derive(self.seed, "generate", label, n)
+        base_ns = self.prompt.start_ns if self.prompt and self.keep_hosts else self.start_ns
+        conditions = draw_conditions(self.conditions, Stream(derive(seed, "mix")))
+        return SessionInfo(i, label, conditions, seed, base_ns + i * self.spacing_ns)
+
+    def opener(self) -> Callable[[int], Session]:
+        from netssmd.engine.plan import address_plan
+        from netssmd.engine.session import Limits
+
+        plan = address_plan(seed=self.seed)
+        limits, temperatures = Limits(self.packets), self.model.temperatures(self.temperature, {})
+        return lambda i: self.model.session(
+            self.info(i), plan, limits, temperatures, self.snaplen, self.prompt, self.keep_hosts, self.payload
+        )
+
+    def meta(self, i: int) -> SessionMeta:
+        from netssmd.output.ledger import SessionMeta
+
+        info = self.info(i)
+        return SessionMeta(f"{self.seed}-{i}", info.label, info.conditions, info.seed, self.model.hash)
+
+    def ledger(self) -> Ledger:
+        from netssmd.output.ledger import Ledger
+
+        return Ledger(self.model.name, self.model.hash, self.snaplen)
+
+    def name(self, i: int) -> str:
+        """File name of session i in a folder."""
+        n, which = divmod(i, len(self.labels))
+        return f"{self.labels[which]}-{n}.pcap"
+
+
+# --- targets ----------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _stored(path: Path) -> Iterator[BinaryIO]:
+    """A new file that is on the disk when the block ends."""
+    with open(path, "wb", buffering=1 << 20) as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _put(capture: Path, ledger: Ledger, records: Callable[[Callable[[Packet], None]], None]) -> None:
+    """One capture and its ledger; `records` is called with the function that writes a packet."""
+    from netssmd.packet.pcap import PcapWriter
+
+    with _stored(capture) as file:
+        writer = PcapWriter(file)
+        records(writer.write)
+        writer.flush()
+    with _stored(capture.with_name(f"{capture.name.removesuffix('.pcap')}.jsonl")) as beside:
+        ledger.write(beside, capture.name)
+
+
+def _publish(ready: Path, folder: Path) -> None:
+    """Move complete files to where they belong: ledgers, captures, then the manifest that names them."""
+    for path in sorted(ready.iterdir(), key=lambda path: (path.name == "manifest.csv", path.suffix == ".pcap", path)):
+        os.replace(path, folder / path.name)
+
+
+class Target:
+    """Where the sessions go. `of` picks the kind by what the user wrote."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @staticmethod
+    def of(text: str) -> Target:
+        path = Path(text)
+        if text in ("", "-"):
+            raise UsageError(f"-o {text!r}: captures go into a file or a folder; write FILE.pcap or DIR/")
+        if text.endswith("/") or path.is_dir() or not path.suffix:
+            if path.exists() and not path.is_dir():
+                raise UsageError(f"-o {text}: is no folder; write the name of a folder or of a file with .pcap")
+            return FolderTarget(path)
+        if path.suffix in (".gz", ".zst", ".pcapng"):
+            raise UsageError(f"-o {text}: captures are written as plain PCAP; name it {path.with_suffix('.pcap').name}")
+        return FileTarget(path)
+
+    def write(self, job: Job, threads: int) -> list[Outcome]:
+        """Generate the job into this place."""
+        folder = self.path if isinstance(self, FolderTarget) else self.path.parent
+        made = not folder.exists()
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            work = Path(tempfile.mkdtemp(prefix=f".{self.path.name}-", dir=folder))
+        except OSError as error:
+            raise OutputError(f"{folder}: cannot be written: {error.strerror}") from None
+        try:
+            outcomes = generate(job, work, threads)
+            ready = work / "ready"
+            ready.mkdir()
+            self.collect(job, work, ready, outcomes)
+            _publish(ready, folder)
+        except OSError as error:
+            raise OutputError(f"{self.path}: cannot be written: {error.strerror}") from None
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+            if made:
+                with suppress(OSError):
+                    folder.rmdir()  # only if nothing came of it
+        return outcomes
+
+    def collect(self, job: Job, work: Path, ready: Path, outcomes: Sequence[Outcome]) -> None:
+        """Make captures and ledgers in `ready` of the sessions spooled in `work`."""
+        raise NotImplementedError
+
+
+class FileTarget(Target):
+    """One capture, all sessions merged by time."""
+
+    def collect(self, job: Job, work: Path, ready: Path, outcomes: Sequence[Outcome]) -> None:
+        from netssmd.output.spool import merge
+        from netssmd.packet.pcap import Packet
+
+        ledger, metas = job.ledger(), [job.meta(i) for i in range(job.sessions)]
+
+        def records(write: Callable[[Packet], None]) -> None:
+            for p in merge([spool_path(work, i) for i in range(job.sessions)], work):
+                write(Packet(p.ts_ns, p.data, p.orig_len))
+                ledger.observe(metas[p.order], p.ts_ns, p.flow, p.direction, p.orig_len)
+            for meta, outcome in zip(metas, outcomes):
+                if not outcome.capped:
+                    ledger.end(meta)
+
+        _put(ready / self.path.name, ledger, records)
+
+
+class FolderTarget(Target):
+    """A capture for each session and a manifest; they are moved in when all are complete."""
+
+    def collect(self, job: Job, work: Path, ready: Path, outcomes: Sequence[Outcome]) -> None:
+        for i, outcome in enumerate(outcomes):
+            self._one(job, work, ready, i, outcome)
+        with _stored(ready / "manifest.csv") as file:
+            lines = [MANIFEST, *(self._row(job, i, outcome) for i, outcome in enumerate(outcomes))]
+            file.write("".join(csv_line(line) for line in lines).encode())
+
+    def _one(self, job: Job, work: Path, ready: Path, i: int, outcome: Outcome) -> None:
+        from netssmd.output.spool import read_spool
+        from netssmd.packet.pcap import Packet
+
+        ledger, meta = job.ledger(), job.meta(i)
+
+        def records(write: Callable[[Packet], None]) -> None:
+            with open(spool_path(work, i), "rb") as spool:
+                for p in read_spool(spool, 0):
+                    write(Packet(p.ts_ns, p.data, p.orig_len))
+                    ledger.observe(meta, p.ts_ns, p.flow, p.direction, p.orig_len)
+            if not outcome.capped:
+                ledger.end(meta)
+
+        _put(ready / job.name(i), ledger, records)
+        spool_path(work, i).unlink()
+
+    def _row(self, job: Job, i: int, outcome: Outcome) -> Sequence[object]:
+        info, conditions = outcome.info, outcome.info.conditions
+        return (
+            job.name(i), info.label, info.label.partition("-")[0], "train", outcome.packets, outcome.flows,
+            f"{outcome.duration_ns / SECOND:.3f}", *(f"{conditions[c]:g}" for c in ("rate_mbit", "rtt_ms", "loss_pct")),
+            int(outcome.capped), info.seed,
+        )  # fmt: skip
+
+
+def csv_line(values: Sequence[object]) -> str:
+    """One line of CSV."""
+    import io
+
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerow(values)
+    return text.getvalue()
+
+
+# --- generating -------------------------------------------------------------------------------------------------------
+
+
+def spool_path(work: Path, i: int) -> Path:
+    return work / f"{i}.spool"
+
+
+class Spool:
+    """The sink of one session: its packets to a spool file, its outcome into the list."""
+
+    def __init__(self, path: Path, outcomes: list[Outcome | None], i: int) -> None:
+        from netssmd.output.spool import SpoolWriter
+
+        self._file = open(path, "wb", buffering=1 << 16)  # noqa: SIM115 - lives as long as the session
+        self._writer = SpoolWriter(self._file)
+        self._outcomes = outcomes
+        self._i = i
+        self._first_ns = -1
+
+    def write(self, packet: OutPacket) -> None:
+        if self._first_ns < 0:
+            self._first_ns = packet.ts_ns
+        self._writer.write(packet.ts_ns, packet.data, packet.orig_len, packet.five_tuple, packet.direction)
+
+    def end(self, session: Session) -> None:
+        from netssmd.engine.session import ENDED
+
+        self._file.close()
+        duration_ns = session.clock_ns - self._first_ns if session.packets else 0
+        capped = session.reason != ENDED
+        self._outcomes[self._i] = Outcome(session.info, session.packets, session.flows, duration_ns, capped)
+
+
+def generate(job: Job, work: Path, threads: int) -> list[Outcome]:
+    """Run all sessions into spool files under `work`."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from netssmd.engine.batch import Batch, run_batch
+
+    outcomes: list[Outcome | None] = [None] * job.sessions
+    group = 16
+    backend = job.model.backend(threads * min(group, -(-job.sessions // threads)))
+    batch = Batch(
+        backend, job.sessions, job.opener(), lambda i: Spool(spool_path(work, i), outcomes, i), threads, group
+    )
+    columns = (
+        TextColumn("sessions"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[rate]}"),
+    )
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, disable=not sys.stderr.isatty(), transient=True) as progress:
+        task = progress.add_task("sessions", total=job.sessions, rate="")
+
+        def watch() -> None:
+            elapsed = progress.tasks[0].elapsed or 1e-9
+            rate = f"{batch.packets:,} packets, {batch.packets / elapsed:,.0f}/s"
+            progress.update(task, completed=batch.done, rate=rate)
+
+        run_batch(batch, watch)
+    return [outcome for outcome in outcomes if outcome is not None]
+
+
+def _tell(job: Job, outcomes: Sequence[Outcome], output: str, own_end: bool) -> None:
+    packets = sum(o.packets for o in outcomes)
+    click.echo(f"{output}: {len(outcomes)} sessions, {packets} packets, seed {job.seed}", err=True)
+    capped = sum(o.capped for o in outcomes)
+    if capped and own_end:
+        click.echo(
+            f"{capped} sessions did not end by themselves and were cut at {job.packets} packets (--max-packets)",
+            err=True,
+        )

@@ -1,0 +1,152 @@
+"""What sessions there shall be: a traffic mix, a seed and a session number in, the session's label, conditions and seed
+out.
+
+`TrafficMix.session(n)` is a pure function, so the same daemon seed gives the same sessions, whenever and wherever they
+run. `Arrivals` says when the next one may start: either so that a number of them is always live (`concurrency`), or as
+a Poisson process (`mean_gap_ns`) with a cap on how many live at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
+
+from netssmd.engine.sampling import Stream, derive
+from netssmd.engine.session import NO_LIMITS, Limits, SessionInfo
+
+SECOND = 1_000_000_000
+
+# The conditions of the lab captures: name -> (from, to, whether drawn on a logarithmic scale).
+CONDITIONS: dict[str, tuple[float, float, bool]] = {
+    "rtt_ms": (5.0, 120.0, True),
+    "rate_mbit": (18.0, 1000.0, True),
+    "loss_pct": (0.0, 2.0, False),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class TrafficMix:
+    """Labels with weights, conditions with ranges (low == high: fixed; name absent: not told to the model), limits of a
+    session."""
+
+    labels: Mapping[str, float]
+    conditions: Mapping[str, tuple[float, float]]
+    seed: int
+    limits: Limits = NO_LIMITS
+    _names: tuple[str, ...] = field(init=False)
+    _cumulative: list[float] = field(init=False)
+
+    def __post_init__(self) -> None:
+        names = tuple(sorted(name for name, weight in self.labels.items() if weight > 0))
+        object.__setattr__(self, "_names", names)
+        object.__setattr__(self, "_cumulative", list(accumulate(self.labels[name] for name in names)))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Labels that can be drawn."""
+        return self._names
+
+    def session(self, number: int, start_ns: int) -> SessionInfo:
+        """Session `number` of this mix: the same whenever it starts."""
+        seed = derive(self.seed, "session", number)
+        stream = Stream(derive(seed, "mix"))
+        label = self._names[stream.choice(self._cumulative)]
+        return SessionInfo(number, label, draw_conditions(self.conditions, stream), seed, start_ns)
+
+
+def draw_conditions(ranges: Mapping[str, tuple[float, float]], stream: Stream) -> dict[str, float]:
+    """One value for each range, by name in a fixed order."""
+    drawn: dict[str, float] = {}
+    for name in sorted(ranges):
+        low, high = ranges[name]
+        if low == high:
+            drawn[name] = low
+        elif low > 0 and CONDITIONS.get(name, (0.0, 0.0, False))[2]:
+            drawn[name] = round(stream.log_between(low, high), 3)
+        else:
+            drawn[name] = round(stream.between(low, high), 3)
+    return drawn
+
+
+class Arrivals:
+    """When sessions start. `take` is asked for one start at a time; `next_ns` is the earliest time it may name (None:
+    not before one ends).
+
+    concurrency: most sessions live at once; with mean_gap_ns == 0 also the number to be kept live, the first ones
+        starting spread evenly over `ramp_ns`.
+    mean_gap_ns: of the Poisson process; an arrival that meets the cap starts when another ends, counted in `deferred`.
+    """
+
+    def __init__(
+        self, concurrency: int, mean_gap_ns: int, seed: int, start_ns: int, ramp_ns: int = 0, total: int = 0
+    ) -> None:
+        self.concurrency = concurrency
+        self.mean_gap_ns = mean_gap_ns
+        self.total = total  # sessions to start in all; 0 = for ever
+        self.started = 0
+        self.deferred = 0
+        self._stream = Stream(derive(seed, "arrivals"))
+        self._at_ns = start_ns
+        self._ramp_gap_ns = ramp_ns // concurrency if mean_gap_ns == 0 else 0
+        self._full = False
+
+    @property
+    def exhausted(self) -> bool:
+        """No session will start any more."""
+        return self.total > 0 and self.started >= self.total
+
+    def next_ns(self, live: int) -> int | None:
+        """Earliest time of the next start while `live` sessions run."""
+        if self.exhausted or live >= self.concurrency:
+            return None
+        return self._at_ns
+
+    def take(self, now_ns: int, live: int) -> bool:
+        """Whether a session starts now; if so it is counted and the next one planned."""
+        if self.exhausted or self._at_ns > now_ns:
+            return False
+        if live >= self.concurrency:
+            if self.mean_gap_ns and not self._full:
+                self.deferred += 1
+            self._full = True
+            return False
+        self._full = False
+        self.started += 1
+        if self.mean_gap_ns:
+            # An arrival that was held back by the cap, or by a clock that stood still, does not bring a burst after it.
+            self._at_ns = max(self._at_ns, now_ns - SECOND) + round(self._stream.exponential(self.mean_gap_ns))
+        elif self.started < self.concurrency:
+            self._at_ns += self._ramp_gap_ns
+        return True
+
+
+class RateCap:
+    """A cap on packets a second over the sessions of one engine: the generic cell rate algorithm (ITU-T I.371) in
+    session time.
+
+    A packet above the rate is moved later, and its session's clock with it, as a slower link would do. `per_second` 0 =
+    no cap.
+    """
+
+    def __init__(self, per_second: float, burst_ns: int = SECOND // 10) -> None:
+        self._gap_ns = round(SECOND / per_second) if per_second else 0
+        self._burst_ns = burst_ns
+        self._at_ns = 0
+
+    @property
+    def not_before_ns(self) -> int:
+        """Earliest time of the next packet."""
+        return self._at_ns - self._burst_ns
+
+    def sent(self, ts_ns: int) -> None:
+        """A packet was given the time `ts_ns`."""
+        if self._gap_ns:
+            self._at_ns = max(self._at_ns, ts_ns) + self._gap_ns
+
+
+def default_mix(labels: Sequence[str], seed: int) -> TrafficMix:
+    """Every label alike, conditions over the ranges of the lab captures."""
+    return TrafficMix(
+        dict.fromkeys(labels, 1.0), {name: (low, high) for name, (low, high, _) in CONDITIONS.items()}, seed
+    )

@@ -1,0 +1,230 @@
+"""One engine thread's work: many sessions, one model, ragged continuous batching.
+
+In: sessions, a backend, and a horizon in session time. Out: packets, one backend call at a time. Pure: it never reads a
+clock.
+
+    waiting (a heap by session clock)  --earliest first, as long as clock <= horizon-->  group (up to `group` sessions)
+    group: rows, ranges, uniforms -> backend.step -> tokens -> session.advance -> packets
+    group  --ended: slot freed | beyond the horizon or its quantum used up-->  waiting
+
+The group is large enough to share one pass over the weights and small enough that its recurrent states stay in the
+cache behind the core's own; a session stays in it for a quantum of steps, so that its state is not fetched from memory
+for every token. Sessions join and leave at any token:
+nothing is padded. The one that is furthest behind is always next, so nobody starves, and a session beyond the horizon
+(the live clock plus the look-ahead) gets no step, which is what keeps memory flat. A prompt is prefilled
+`prefill_chunk` tokens at a time, between two steps of the others.
+"""
+
+from __future__ import annotations
+
+import heapq
+from array import array
+from collections.abc import Sequence
+from typing import Protocol, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from netssmd.engine.mix import RateCap
+from netssmd.engine.session import BROKEN, OutPacket, Session
+from netssmd.model.backend import NonFiniteState
+
+Ints: TypeAlias = npt.NDArray[np.int32]
+Floats: TypeAlias = npt.NDArray[np.float32]
+FOR_EVER = 1 << 63  # later than any packet
+
+
+class Backend(Protocol):
+    """The part of model/backend.py's Backend that the engine calls."""
+
+    @property
+    def slots(self) -> int: ...
+    def reset(self, slot: int) -> None: ...
+    def prefill(self, slot: int, rows: Ints) -> None: ...
+    def step(self, slots: Ints, rows: Ints, ranges: Ints, uniforms: Floats, temperatures: Floats) -> Ints: ...
+
+
+class _Seat:
+    """A session and its slot; `left` steps remain of its quantum."""
+
+    __slots__ = ("left", "session", "slot")
+
+    def __init__(self, session: Session, slot: int) -> None:
+        self.session = session
+        self.slot = slot
+        self.left = 0
+
+    def __lt__(self, other: _Seat) -> bool:
+        a, b = self.session, other.session
+        return (a.clock_ns, a.info.number) < (b.clock_ns, b.info.number)
+
+
+def _ints(numbers: list[int]) -> Ints:
+    """An int32 array; several times faster by way of `array` than `np.array` of a list."""
+    return np.frombuffer(array("i", numbers), np.int32)
+
+
+def _floats(numbers: list[float]) -> Floats:
+    return np.frombuffer(array("f", numbers), np.float32)
+
+
+class Scheduler:
+    """Slots and groups of one backend.
+
+    group: sessions per backend call. cap: of the packet rate. slots: those of the backend that are this scheduler's
+        (None: all); others may step the rest from other threads. quantum: steps before a session yields to an earlier
+        one. prefill_chunk: prompt tokens per turn.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        group: int = 16,
+        cap: RateCap | None = None,
+        slots: Sequence[int] | None = None,
+        quantum: int = 64,
+        prefill_chunk: int = 64,
+    ) -> None:
+        self.backend = backend
+        self.cap = cap or RateCap(0)
+        self.free = list(reversed(range(backend.slots) if slots is None else slots))
+        self.group = max(1, min(group, len(self.free)))
+        self.quantum = quantum
+        self.prefill_chunk = prefill_chunk
+        self.waiting: list[_Seat] = []  # heap
+        self.active: list[_Seat] = []
+        self.steps = 0
+        self.tokens = 0
+
+    @property
+    def live(self) -> int:
+        """Sessions that hold a slot."""
+        return len(self.waiting) + len(self.active)
+
+    @property
+    def clock_ns(self) -> int:
+        """No packet still to come is earlier than this; FOR_EVER if no session is live."""
+        clock = self.waiting[0].session.clock_ns if self.waiting else FOR_EVER
+        for seat in self.active:
+            if seat.session.clock_ns < clock:
+                clock = seat.session.clock_ns
+        return clock
+
+    def add(self, session: Session) -> None:
+        """Give the session a slot. Raises IndexError if none is free."""
+        slot = self.free.pop()
+        self.backend.reset(slot)
+        heapq.heappush(self.waiting, _Seat(session, slot))
+
+    def sessions(self) -> list[Session]:
+        """All live ones."""
+        return [seat.session for seat in (*self.active, *self.waiting)]
+
+    def close(self) -> list[Session]:
+        """Take all live ones out."""
+        sessions = self.sessions()
+        self.active, self.waiting = [], []
+        return sessions
+
+    def step(self, horizon_ns: int = FOR_EVER, not_before_ns: int = 0) -> tuple[list[OutPacket], list[Session]] | None:
+        """One backend call for every session of the group; None if no session is due a step.
+
+        horizon_ns: sessions whose clock is later wait. not_before_ns: packets get no earlier time than this (see
+            Session.advance). Returns the packets, in no order across sessions, and the sessions that ended with this
+            step.
+        """
+        self._gather(horizon_ns)
+        if not self.active:
+            return None
+        packets: list[OutPacket] = []
+        free: list[_Seat] = []
+        for seat in self.active:
+            if seat.session.prompting:
+                packets += self._prefill(seat, not_before_ns)
+            elif not seat.session.ended:  # one that was stopped from outside only leaves
+                free.append(seat)
+        if free:
+            self._advance(free, packets, not_before_ns)
+        return packets, self._dismiss(horizon_ns)
+
+    def _gather(self, horizon_ns: int) -> None:
+        """Fill the group with the earliest sessions."""
+        waiting, active = self.waiting, self.active
+        while len(active) < self.group and waiting and waiting[0].session.clock_ns <= horizon_ns:
+            seat = heapq.heappop(waiting)
+            seat.left = self.quantum
+            active.append(seat)
+
+    def _prefill(self, seat: _Seat, not_before_ns: int) -> list[OutPacket]:
+        rows, packets = seat.session.force(self.prefill_chunk, not_before_ns, self.cap.not_before_ns)
+        try:
+            self.backend.prefill(seat.slot, np.array(rows, dtype=np.int32))
+        except NonFiniteState:
+            seat.session.cut(BROKEN)
+        self.tokens += len(rows)
+        for packet in packets:
+            self.cap.sent(packet.ts_ns)
+        seat.left = 0  # a long prompt takes turns
+        return packets
+
+    def _advance(self, seats: list[_Seat], packets: list[OutPacket], not_before_ns: int) -> None:
+        slots: list[int] = []
+        rows: list[int] = []
+        ranges: list[int] = []
+        uniforms: list[float] = []
+        temperatures: list[float] = []
+        for seat in seats:
+            slots.append(seat.slot)
+            seat.session.ask(rows, ranges, uniforms, temperatures)
+        tokens = self._draw(
+            seats,
+            _ints(slots),
+            _ints(rows).reshape(len(seats), -1),
+            _ints(ranges).reshape(-1, 2),
+            _floats(uniforms),
+            _floats(temperatures),
+        )
+        if len(tokens) < len(seats):
+            seats = [seat for seat in seats if not seat.session.ended]
+        self.steps += 1
+        self.tokens += len(seats)
+        cap = self.cap
+        cap_ns = cap.not_before_ns
+        for seat, token in zip(seats, tokens):
+            seat.left -= 1
+            packet = seat.session.advance(token, not_before_ns, cap_ns)
+            if packet is not None:
+                cap.sent(packet.ts_ns)
+                cap_ns = cap.not_before_ns
+                packets.append(packet)
+
+    def _draw(
+        self, seats: list[_Seat], slots: Ints, rows: Ints, ranges: Ints, uniforms: Floats, temperatures: Floats
+    ) -> list[int]:
+        """One token for each seat. A session whose state is no longer finite is cut, its token left out."""
+        try:
+            tokens: list[int] = self.backend.step(slots, rows, ranges, uniforms, temperatures).tolist()
+            return tokens
+        except NonFiniteState as error:
+            broken = set(error.slots)
+            for seat in seats:
+                if seat.slot in broken:
+                    seat.session.cut(BROKEN)
+            drawn: list[int] = error.tokens.tolist()
+            return [token for token, seat in zip(drawn, seats) if seat.slot not in broken]
+
+    def _dismiss(self, horizon_ns: int) -> list[Session]:
+        """Take out of the group who ended, is too far ahead, or has had its quantum while an earlier one waits."""
+        ended: list[Session] = []
+        staying: list[_Seat] = []
+        for seat in self.active:
+            session = seat.session
+            if session.ended:
+                ended.append(session)
+                self.free.append(seat.slot)
+            elif session.clock_ns > horizon_ns or (seat.left <= 0 and self.waiting and self.waiting[0] < seat):
+                heapq.heappush(self.waiting, seat)
+            else:
+                staying.append(seat)
+        self.active = staying
+        return ended

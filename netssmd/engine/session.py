@@ -1,0 +1,275 @@
+"""A session: one generated trace of one or more flows. Tokens flow in one by one, rendered packets flow out.
+
+    token -> decoder.feed -> Decoded -> session clock -> payload -> render -> OutPacket
+
+Pure: no clock, no path, no thread. What the model sees at each step is the sum of the embedding rows that `row()`
+names: the token before (END at the start), the label, the conditions, the codec's context features. The session owns
+its randomness (two counter-based streams, one for tokens and one for identities), so it is the same alone or among
+hundreds.
+
+A prompt is a list of tokens fed first ("teacher forcing"): its packets come out like any others, and its rows go to the
+backend's prefill in chunks, so that a long prompt holds nobody up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+from netssmd.engine.plan import FreshIdentities
+from netssmd.engine.sampling import Stream
+from netssmd.packet.payload import PayloadWriter
+from netssmd.packet.wire import ARP, NOT_IP, OPAQUE, Headers
+
+Render = Callable[[Headers], tuple[bytes, int]]
+
+# Why a session is over: by itself, at a limit, by the daemon's stop, for a state that is no longer finite.
+RUNNING, ENDED, PACKETS, DURATION, STOPPED, BROKEN = "running", "end", "packets", "duration", "stopped", "broken"
+
+
+class Decoded(Protocol):
+    """What a packet did, from the codec: see codec/context.py."""
+
+    @property
+    def gap_ns(self) -> int: ...
+    @property
+    def headers(self) -> Headers: ...
+    @property
+    def flow(self) -> int: ...
+    @property
+    def direction(self) -> int: ...
+    @property
+    def new_flow(self) -> bool: ...
+    @property
+    def kind(self) -> int: ...
+
+
+class Decoder(Protocol):
+    """Tokens in, packets out; `[lo, hi)` is what may be drawn next and `features` the context's embedding rows for that
+    draw."""
+
+    @property
+    def lo(self) -> int: ...
+    @property
+    def hi(self) -> int: ...
+    @property
+    def features(self) -> list[int]: ...
+    @property
+    def ended(self) -> bool: ...
+    def feed(self, token: int) -> Decoded | None: ...
+
+
+class FiveTuple(NamedTuple):
+    """A flow's name: IP protocol, then address and port of originator and responder (ports 0 where there are none)."""
+
+    protocol: int
+    originator: bytes
+    originator_port: int
+    responder: bytes
+    responder_port: int
+
+
+@dataclass(frozen=True, slots=True)
+class SessionInfo:
+    """What is fixed about a session before its first packet. `conditions`: rtt_ms, rate_mbit, loss_pct, as far as
+    given."""
+
+    number: int
+    label: str
+    conditions: dict[str, float]
+    seed: int
+    start_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Where a session is cut if it has not ended by itself; 0 = nowhere."""
+
+    packets: int = 0
+    duration_ns: int = 0
+
+
+NO_LIMITS = Limits()
+
+
+class OutPacket(NamedTuple):
+    """A packet on its way out: capture time, frame, true length, and whose it is (`direction` 0 = from the
+    originator)."""
+
+    ts_ns: int
+    data: bytes
+    orig_len: int
+    session: SessionInfo
+    flow: int
+    five_tuple: FiveTuple | None
+    direction: int
+    kind: int
+
+
+@dataclass(slots=True)
+class Temperatures:
+    """One temperature for all fields, and others for some: `by_lo` maps the first id of a field's token range to its
+    own."""
+
+    default: float = 1.0
+    by_lo: dict[int, float] = field(default_factory=dict)
+
+    def of(self, lo: int) -> float:
+        """The temperature of the field whose range starts at `lo`."""
+        return self.by_lo.get(lo, self.default)
+
+
+def five_tuple(headers: Headers, direction: int) -> FiveTuple | None:
+    """The flow that a packet belongs to, originator first; None for what is not IP."""
+    protocol = headers.protocol
+    if headers.version == NOT_IP or headers.version == ARP:
+        return None
+    sport, dport = (headers.sport, headers.dport) if headers.transport != OPAQUE else (0, 0)
+    if direction == 0:
+        return FiveTuple(protocol, headers.src, sport, headers.dst, dport)
+    return FiveTuple(protocol, headers.dst, dport, headers.src, sport)
+
+
+class Session:
+    """One running session.
+
+    Arguments:
+        info: number, label, conditions, seed, start.
+        decoder: the codec's decoder, on an identity source of this session's own.
+        stream: the token stream (one uniform per free step).
+        fixed_rows: embedding rows added to every input: label, then conditions.
+        begin: the token that stands before the first one (END).
+        render: headers to (frame bytes, original length).
+        limits, temperatures: see there.
+        prompt: tokens to force first, without a final END.
+        identities: where the fresh hosts come from, kept for its counts.
+        payload: fills the payloads; without it they are zeros.
+    """
+
+    __slots__ = (
+        "_before", "_prompt_at", "begin", "clock_ns", "decoder", "deficit_ns", "fixed_rows", "flows", "identities",
+        "info", "limits", "packets", "payload", "prompt", "reason", "render", "stream", "temperatures",
+        "throttled_ns", "tokens",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        info: SessionInfo,
+        decoder: Decoder,
+        stream: Stream,
+        fixed_rows: Sequence[int],
+        begin: int,
+        render: Render,
+        limits: Limits = NO_LIMITS,
+        temperatures: Temperatures | None = None,
+        prompt: Sequence[int] = (),
+        identities: FreshIdentities | None = None,
+        payload: PayloadWriter | None = None,
+    ) -> None:
+        self.info = info
+        self.decoder = decoder
+        self.stream = stream
+        self.fixed_rows = list(fixed_rows)
+        self.begin = begin
+        self.render = render
+        self.limits = limits
+        self.temperatures = temperatures or Temperatures()
+        self.prompt = prompt
+        self._prompt_at = 0
+        self.identities = identities
+        self.payload = payload
+        self._before = begin
+        self.clock_ns = info.start_ns  # time of the last packet: no later one comes before it
+        self.deficit_ns = 0  # how far the clock was moved because generation could not keep up
+        self.throttled_ns = 0  # ... because of a cap on the rate
+        self.packets = 0
+        self.flows = 0
+        self.tokens = 0
+        self.reason = RUNNING
+
+    @property
+    def ended(self) -> bool:
+        """No further step is wanted."""
+        return self.reason != RUNNING
+
+    @property
+    def prompting(self) -> bool:
+        """Prompt tokens are still to be forced."""
+        return self._prompt_at < len(self.prompt) and self.reason == RUNNING
+
+    def row(self) -> list[int]:
+        """Embedding rows of the next input: token before, label, conditions, context features."""
+        return [self._before, *self.fixed_rows, *self.decoder.features]
+
+    def ask(self, rows: list[int], ranges: list[int], uniforms: list[float], temperatures: list[float]) -> None:
+        """Append what the backend needs for the next draw: `row()`, lo and hi, one number of the stream, the
+        temperature."""
+        decoder = self.decoder
+        lo = decoder.lo
+        rows.append(self._before)
+        rows.extend(self.fixed_rows)
+        rows.extend(decoder.features)
+        ranges.append(lo)
+        ranges.append(decoder.hi)
+        uniforms.append(self.stream.uniform())
+        temperatures.append(self.temperatures.of(lo))
+
+    def force(self, count: int, not_before_ns: int = 0, cap_ns: int = 0) -> tuple[list[list[int]], list[OutPacket]]:
+        """Feed up to `count` prompt tokens. Returns the input rows for the backend's prefill and the packets that came
+        of them."""
+        rows: list[list[int]] = []
+        packets: list[OutPacket] = []
+        while len(rows) < count and self.prompting:
+            rows.append(self.row())
+            packet = self.advance(self.prompt[self._prompt_at], not_before_ns, cap_ns)
+            self._prompt_at += 1
+            if packet is not None:
+                packets.append(packet)
+        return rows, packets
+
+    def advance(self, token: int, not_before_ns: int = 0, cap_ns: int = 0) -> OutPacket | None:
+        """Take one token; the packet that it completes, if any.
+
+        not_before_ns: a packet that would be earlier is too late to be sent in its time: the session's clock is moved
+            up to it and the difference counted in `deficit_ns`. cap_ns: the same for a cap on the rate, counted in
+            `throttled_ns`.
+        """
+        self.tokens += 1
+        self._before = token
+        decoded = self.decoder.feed(token)
+        packet = None if decoded is None else self._send(decoded, not_before_ns, cap_ns)
+        if self.decoder.ended and self.reason == RUNNING:
+            self.reason = ENDED
+        return packet
+
+    def _send(self, decoded: Decoded, not_before_ns: int, cap_ns: int) -> OutPacket | None:
+        ts_ns = self.clock_ns
+        if self.packets:  # a session begins with its first packet, whatever gap was drawn before it
+            ts_ns += max(0, decoded.gap_ns)
+        if self.limits.duration_ns and ts_ns - self.info.start_ns > self.limits.duration_ns:
+            self.reason = DURATION
+            return None
+        if ts_ns < cap_ns:
+            self.throttled_ns += cap_ns - ts_ns
+            ts_ns = cap_ns
+        if ts_ns < not_before_ns:
+            self.deficit_ns += not_before_ns - ts_ns
+            ts_ns = not_before_ns
+        self.clock_ns = ts_ns
+        self.packets += 1
+        self.flows += decoded.new_flow
+        if self.packets == self.limits.packets:
+            self.reason = PACKETS
+        headers, direction = decoded.headers, decoded.direction
+        if self.payload is not None:
+            self.payload.fill(headers, decoded.flow, direction, decoded.kind)
+        data, orig_len = self.render(headers)
+        return OutPacket(
+            ts_ns, data, orig_len, self.info, decoded.flow, five_tuple(headers, direction), direction, decoded.kind
+        )
+
+    def cut(self, reason: str = STOPPED) -> None:
+        """End the session here."""
+        if self.reason == RUNNING:
+            self.reason = reason

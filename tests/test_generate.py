@@ -1,0 +1,232 @@
+"""`netssmd generate` on a model of random numbers: same seed same bytes, merged and per session, prompts, errors,
+nothing half-written."""
+
+import csv
+import io
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from tiny_model import tiny_model
+
+from netssmd import cli
+from netssmd.codec.encoder import Encoder
+from netssmd.engine.opening import MAX_FLOWS, open_model
+from netssmd.engine.plan import address_plan
+from netssmd.engine.session import SessionInfo
+from netssmd.learn.prepare import find_sources
+from netssmd.output import spool
+from netssmd.packet.pcap import Packet, PcapWriter, read_capture
+from netssmd.packet.wire import parse
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(tiny_model(tmp_path_factory.mktemp("model") / "tiny"))
+
+
+def generate(model: str, *arguments: object) -> int:
+    return cli.run(["generate", "--model", model, *map(str, arguments)])
+
+
+def packets_of(path: Path) -> list[Packet]:
+    return list(read_capture(io.BytesIO(path.read_bytes())))
+
+
+def test_same_seed_same_bytes_whatever_threads_and_batch(model: str, tmp_path: Path) -> None:
+    for name, threads in (("a", 1), ("b", 2), ("c", 4)):
+        arguments = ("--label", "web", "--sessions", 9, "--seed", 5, "--max-packets", 60, "--threads", threads)
+        assert generate(model, *arguments, "-o", tmp_path / f"{name}.pcap") == 0
+    a, b, c = ((tmp_path / f"{n}.pcap").read_bytes() for n in "abc")
+    assert a == b == c and len(a) > 1000
+    assert generate(model, "--label", "web", "--seed", 6, "--max-packets", 60, "-o", tmp_path / "d.pcap") == 0
+    assert (tmp_path / "d.pcap").read_bytes() != a
+    times = [p.ts_ns for p in packets_of(tmp_path / "a.pcap")]
+    assert times == sorted(times)
+    assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
+
+
+def test_a_folder_holds_each_session_a_ledger_and_a_manifest(model: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    arguments = ("--label", "all", "--sessions", 3, "--seed", 5, "--rtt", 20, "--loss", 0, "--max-packets", 50)
+    assert generate(model, *arguments, "-o", f"{out}/") == 0
+    rows = list(csv.DictReader((out / "manifest.csv").open()))
+    names = "file,label,category,split,packets,flows,duration_s,rate_mbit,rtt_ms,loss_pct,capped,seed"
+    assert list(rows[0]) == names.split(",") and len(rows) == 9
+    for row in rows:
+        packets = packets_of(out / row["file"])
+        assert len(packets) == int(row["packets"]) and row["rtt_ms"] == "20" and row["loss_pct"] == "0"
+        assert row["file"].startswith(row["label"]) and 18 <= float(row["rate_mbit"]) <= 1000
+        header, session = map(json.loads, (out / row["file"]).with_suffix(".jsonl").read_text().splitlines())
+        assert header["packets"] == len(packets) and session["label"] == row["label"]
+        assert session["complete"] is (row["capped"] == "0")
+        assert sum(sum(flow["packets"]) for flow in session["flows"]) == len(packets)
+    merged = tmp_path / "merged.pcap"
+    assert generate(model, *arguments, "-o", merged) == 0
+    apart = [p for row in rows for p in packets_of(out / row["file"])]
+    assert sorted(packets_of(merged)) == sorted(apart)
+
+
+def test_packets_cut_a_session(model: str, tmp_path: Path) -> None:
+    arguments = ("--label", "dns", "--sessions", 30, "--seed", 2, "--packets", 3)
+    assert generate(model, *arguments, "-o", f"{tmp_path}/") == 0
+    rows = list(csv.DictReader((tmp_path / "manifest.csv").open()))
+    assert {row["packets"] for row in rows} >= {"3"} and all(int(row["packets"]) <= 3 for row in rows)
+    assert all(row["capped"] == "1" for row in rows if row["packets"] == "3")
+
+
+@pytest.fixture
+def capture(model: str, tmp_path: Path) -> Path:
+    """Forty packets whose addresses are outside the plan."""
+    assert generate(model, "--label", "web", "--sessions", 40, "--seed", 3, "-o", tmp_path / "x.pcap") == 0
+    path = tmp_path / "real.pcap"
+    with path.open("wb") as file:
+        writer = PcapWriter(file)
+        for i, packet in enumerate(packets_of(tmp_path / "x.pcap")[:40]):
+            data = packet.data
+            if data[12:14] == b"\x08\x00":  # 198.18/15 becomes 10.18/15
+                data = data[:26] + b"\x0a" + data[27:30] + b"\x0a" + data[31:]
+            writer.write(Packet(1_700_000_000_000_000_000 + i * 1_000_000, data, packet.orig_len))
+        writer.flush()
+    return path
+
+
+@pytest.mark.parametrize("hosts", ["keep", "remap"])
+def test_a_prompt_is_part_of_the_output(model: str, capture: Path, tmp_path: Path, hosts: str) -> None:
+    arguments = ("--label", "web", "--seed", 3, "--prompt", capture, "--prompt-packets", 30, "--prompt-hosts", hosts)
+    out = tmp_path / "out.pcap"
+    assert generate(model, *arguments, "--packets", 80, "-o", out) == 0
+    given, made = packets_of(capture)[:30], packets_of(out)
+    assert 30 <= len(made) <= 80
+    pairs = [(parse(a.data, a.orig_len), parse(b.data, b.orig_len)) for a, b in zip(given, made)]
+    assert all(a.version == b.version for a, b in pairs)
+    slack = 0.0 if hosts == "keep" else 0.1  # remapped, a length is drawn anew within its bin
+    assert all(abs(a.payload_len - b.payload_len) <= slack * a.payload_len for a, b in pairs)
+    same = [a.src == b.src and a.dst == b.dst for a, b in pairs if a.version == 4]
+    assert same and (all(same) if hosts == "keep" else not any(same))
+    if hosts == "keep":
+        assert [p.ts_ns for p in made[:30]] == [p.ts_ns for p in given]
+
+
+def test_encoding_what_was_generated_gives_a_prompt_of_as_many_packets(model: str, capture: Path) -> None:
+    prompt = open_model(model).encode_prompt(packets_of(capture))
+    assert prompt.packets == 40 and prompt.tokens[-1] != open_model(model).vocabulary.end
+    assert isinstance(Encoder(open_model(model).vocabulary), Encoder)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (("--label", "vidoe-dash", "-o", "x.pcap"), 2, "did you mean video-dash? the labels of this model are dns"),
+        (("--label", "web", "-o", "x.pcap.gz"), 2, "plain PCAP"),
+        (("--label", "web", "-o", "/proc/nothing/x.pcap"), 1, "/proc/nothing: cannot be written"),
+        (("--label", "web", "--prompt", "/nonexistent", "-o", "x.pcap"), 1, "/nonexistent: cannot be read"),
+        (("--label", "web", "--start", "yesterday", "-o", "x.pcap"), 2, "--start yesterday: write a time"),
+        (("--label", "web", "--start", "9999-01-01", "-o", "x.pcap"), 2, "captures hold times of 1970 to 2105"),
+        (("--label", "web", "-o", ""), 2, "write FILE.pcap or DIR/"),
+        (("--label", "web", "-o", "-"), 2, "write FILE.pcap or DIR/"),
+        (("--label", "web", "-o", "/dev/null/"), 2, "/dev/null/: is no folder"),
+        (("--label", "web", "--spacing", "3", "-o", "x.pcap"), 2, "'3' is not a duration"),
+    ],
+)
+def test_mistakes(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    arguments: tuple[str, ...], code: int, says: str,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    assert generate(model, *arguments) == code
+    error = capsys.readouterr().err
+    assert error.startswith("netssmd: ") and says in error and error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_model_and_a_disk_that_fills(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert generate(str(tmp_path / "none"), "--label", "web", "-o", tmp_path / "x.pcap") == 1
+    assert "no such folder" in capsys.readouterr().err
+
+    def full(self: PcapWriter) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(PcapWriter, "flush", full)
+    assert generate(model, "--label", "web", "-o", tmp_path / "x.pcap") == 1
+    assert "x.pcap: cannot be written: No space left on device" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("option", ["--rtt", "--rate", "--loss", "--temperature"])
+def test_numbers_that_are_none(model: str, tmp_path: Path, option: str) -> None:
+    assert generate(model, "--label", "web", option, "nan", "-o", tmp_path / "x.pcap") == 2
+
+
+def test_a_disk_that_fills_late_leaves_nothing_of_a_folder(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flush, calls = PcapWriter.flush, 0
+
+    def full(self: PcapWriter) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise OSError(28, "No space left on device")
+        flush(self)
+
+    monkeypatch.setattr(PcapWriter, "flush", full)
+    arguments = ("--label", "web", "--sessions", 4, "--packets", 5)
+    assert generate(model, *arguments, "-o", f"{tmp_path}/new/") == 1
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_in_the_middle_leaves_nothing_behind(model: str, tmp_path: Path, number: signal.Signals) -> None:
+    arguments = ["--model", model, "--label", "web", "--sessions", "5000", "-o", str(tmp_path / "x.pcap")]
+    process = subprocess.Popen([sys.executable, "-m", "netssmd", "generate", *arguments], stderr=subprocess.PIPE)
+    while not list(tmp_path.glob(".x.pcap-*/*.spool")):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(number)
+    error = process.communicate(timeout=60)[1]
+    assert process.returncode == 128 + number and error.strip() == b""
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_generated_folder_is_a_training_set(model: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert generate(model, "--label", "all", "--sessions", 2, "--seed", 5, "--max-packets", 30, "-o", f"{out}/") == 0
+    sources, problems = find_sources([out])
+    assert not problems and sorted(s.label for s in sources) == ["dns", "dns", "video-dash", "video-dash", "web", "web"]
+    assert all(set(s.conditions) == {"rtt_ms", "rate_mbit", "loss_pct"} for s in sources)
+
+
+def test_a_served_session_keeps_few_contexts(model: str) -> None:
+    opened = open_model(model)
+    session = opened.session(SessionInfo(0, "web", {}, 1, 0), address_plan())
+    assert session.decoder.context.max_flows == MAX_FLOWS == 1024
+
+
+def test_merging_in_rounds_gives_the_same_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = []
+    for order in range(23):
+        paths.append(tmp_path / f"{order}.spool")
+        with paths[-1].open("wb") as file:
+            writer = spool.SpoolWriter(file)
+            for i in range(order % 7):
+                flow = (
+                    None
+                    if i == 2
+                    else (6, bytes([10, 0, 0, order]), 40000 + i, b"\1" * 16 if i == 5 else b"\1" * 4, 80)
+                )
+                if flow and len(flow[1]) != len(flow[3]):
+                    flow = (6, b"\2" * 16, 1, b"\1" * 16, 2)
+                writer.write(i * 10 % 30 + i // 3 * 30, bytes([order, i]), 60, flow, i % 2)
+    at_once = list(spool.merge(paths, tmp_path))
+    monkeypatch.setattr(spool, "MAX_OPEN", 5)
+    assert list(spool.merge(paths, tmp_path)) == at_once and len(at_once) == sum(o % 7 for o in range(23))
+    assert [(p.ts_ns, p.order) for p in at_once] == sorted((p.ts_ns, p.order) for p in at_once)
+    with pytest.raises(ValueError, match="most that are merged"):
+        list(spool.merge(paths * 2, tmp_path))

@@ -1,0 +1,148 @@
+"""Nobody starves: a sink that sleeps, a prompt without end, a worker that hangs hold up their own work only."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from engine_fakes import FakeBackend, fake_session
+from test_service import FakeModel, config
+
+from netssmd.daemon.lanes import OutputLane
+from netssmd.daemon.service import Service
+from netssmd.engine.batch import Batch, run_batch
+from netssmd.engine.scheduler import Scheduler
+from netssmd.engine.session import Limits, OutPacket, Session
+from netssmd.output.sink import NullSink, Outgoing
+
+
+class SlowSink(NullSink):
+    """Takes its time over every batch."""
+
+    def write(self, batch: list[Outgoing]) -> None:  # type: ignore[override]
+        time.sleep(0.02)
+        super().write(batch)
+
+
+def test_a_slow_sink_bounds_the_queue_and_leaves_control_alone(tmp_path: Path) -> None:
+    """Top speed into a sink that takes 20 ms a batch: what is held stays bounded, the loop keeps its beat, the end is
+    clean."""
+    text = "[engine]\npace = 'topspeed'\nqueue_packets = 500\n[traffic]\nconcurrency = 8\nramp = '0s'\n"
+    service = Service(config(tmp_path, text), FakeModel(endless=True))
+    beats: list[float] = []
+    held: list[int] = []
+
+    async def scenario() -> int:
+        running = asyncio.create_task(service.run())
+        while not hasattr(service, "output"):
+            await asyncio.sleep(0.001)
+        sink = SlowSink()
+        service.output.sinks = [sink]
+        end = time.monotonic() + 1.0
+        while time.monotonic() < end:
+            beats.append(time.monotonic())
+            held.append(service.output.counters.held)
+            await asyncio.sleep(0.01)
+        service.stop()
+        await running
+        return sink.packets
+
+    sent = asyncio.run(scenario())
+    assert sent > 0 and all(lane.counters.tokens > 100 for lane in service.lanes)
+    assert max(b - a for a, b in pairwise(beats)) < 0.5
+    inbox = 64 * 200  # batches that may wait, and what one of them may hold
+    assert max(held) < 500 + inbox
+
+
+def test_a_long_prompt_takes_turns_with_the_free_sessions() -> None:
+    """Between any two chunks of the prompt, every other session of the group gets a step."""
+    backend = FakeBackend(4)
+    scheduler = Scheduler(backend, prefill_chunk=10)
+    scheduler.add(fake_session(0, prompt=[1, 8, 24] * 500, endless=True))
+    others = [fake_session(n, endless=True) for n in (1, 2, 3)]
+    for session in others:
+        scheduler.add(session)
+    while len(backend.prefilled) < 100:
+        before = [s.tokens for s in others]
+        chunks = len(backend.prefilled)
+        scheduler.step()
+        if len(backend.prefilled) > chunks:
+            assert len(backend.prefilled) == chunks + 1
+            assert sum(s.tokens > b for s, b in zip(others, before)) >= 2
+
+
+def test_a_prompted_session_that_is_behind_does_not_keep_the_others_back_for_ever() -> None:
+    """More sessions than seats, and several prompts at once: all sessions make packets long before a prompt is over."""
+    scheduler = Scheduler(FakeBackend(12), group=4, quantum=8, prefill_chunk=16)
+    prompted = [fake_session(n, prompt=[1, 15, 24] * 2000, endless=True) for n in range(3)]
+    free = [fake_session(n, endless=True) for n in range(3, 12)]
+    for session in (*prompted, *free):
+        scheduler.add(session)
+    for _ in range(1500):
+        scheduler.step()
+    assert all(s.packets > 20 for s in free) and any(s.prompting for s in prompted)
+
+
+class ShortModel(FakeModel):
+    """Sessions of two packets: in nearly every turn one ends and another begins."""
+
+    def session(self, info, plan, limits, temperatures, snaplen, *, payload):  # type: ignore[no-untyped-def]
+        session = fake_session(info.number, info.start_ns, info.seed, Limits(packets=2))
+        session.info = info
+        return session
+
+
+def test_sessions_that_end_all_the_time_do_not_keep_time_from_passing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At top speed the floor goes on although a new session is always about to begin: packets get out, none pile up."""
+    text = "[engine]\npace = 'topspeed'\nthreads = 1\n[traffic]\nconcurrency = 64\nramp = '0s'\nsessions = 1500\n"
+    service = Service(config(tmp_path, text), ShortModel())
+    held: list[int] = []
+    send = OutputLane._send
+
+    def watched(lane: OutputLane, packets: list[OutPacket], now_ns: int | None) -> None:
+        held.append(len(lane.release))
+        send(lane, packets, now_ns)
+
+    monkeypatch.setattr(OutputLane, "_send", watched)
+    report = asyncio.run(service.run())
+    assert report.packets > 2500 and max(held) < 1200
+
+
+class _Sink:
+    """A session's sink; the first session's waits for `go`."""
+
+    def __init__(self, number: int, go: threading.Event) -> None:
+        self.number, self.go, self.packets = number, go, 0
+
+    def write(self, packet: OutPacket) -> None:
+        if self.number == 0:
+            assert self.go.wait(20)
+        self.packets += 1
+
+    def end(self, session: Session) -> None:
+        pass
+
+
+def test_a_sink_that_hangs_holds_up_its_own_worker_only() -> None:
+    """Two workers; the first session's sink waits until the other worker has done all other sessions but one."""
+    go = threading.Event()
+    sinks: list[_Sink] = []
+
+    def begin(number: int) -> _Sink:
+        sinks.append(_Sink(number, go))
+        return sinks[-1]
+
+    batch = Batch(FakeBackend(2), 12, lambda n: fake_session(n), begin, threads=2, group=1)
+
+    def watch() -> None:
+        if batch.done >= 11:
+            go.set()
+
+    run_batch(batch, watch, 0.01)
+    assert batch.done == 12 and all(sink.packets >= 20 for sink in sinks)
