@@ -1,0 +1,155 @@
+"""`netssmd run`: the daemon in the foreground.
+
+In: a TOML file (config/netssmd.toml documents it) or nothing, and a few overrides. Out: captures and ledgers in a
+folder, metrics on a port, and on stderr what it does. Without a file: the embedded model, all its labels, slices of 60
+s or 64 MB in a ring of 60 in ./captures.
+"""
+
+import contextlib
+import logging
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from netssmd.errors import ConfigError, UsageError
+from netssmd.units import parse_duration_ns
+
+if TYPE_CHECKING:
+    from netssmd.daemon.config import Config
+    from netssmd.daemon.service import Service
+    from netssmd.engine.opening import OpenModel
+
+SECOND = 1_000_000_000
+PLAIN_STATUS_NS = 60 * SECOND  # between status lines where stderr is no terminal
+
+
+@click.command("run")
+@click.option("-c", "--config", "path", type=click.Path(path_type=Path), help="TOML file; see config/netssmd.toml.")
+@click.option("--duration", metavar="TIME", default="", help="Stop after this time: 20, 20s, 5min. Default: run on.")
+@click.option("--seed", type=click.IntRange(1), help="Same seed, same sessions.")
+@click.option("--output", type=click.Path(path_type=Path), help="Folder for captures and ledgers.")
+@click.option("--model", help="Checkpoint folder, instead of the embedded model.")
+@click.option("--topspeed", is_flag=True, help="As fast as packets can be made, instead of live.")
+@click.option("--check-config", is_flag=True, help="Check the file and the model it names, and end.")
+def command(
+    path: Path | None, duration: str, seed: int | None, output: Path | None, model: str | None, topspeed: bool,
+    check_config: bool,
+) -> None:  # fmt: skip
+    """Run the daemon in the foreground: live sessions into rotating captures."""
+    from netssmd.daemon.config import Config, load
+
+    config = load(path) if path else Config()
+    config = _override(config, seed, output, model, topspeed)
+    duration_ns = parse_seconds(duration)
+    opened = _open(config, path)
+    if check_config:
+        click.echo(f"{path or 'defaults'}: ok", err=True)
+        return
+    level = config.log.level.upper()
+    logging.basicConfig(stream=sys.stderr, level=level, format="%(asctime)s %(levelname)s %(message)s")
+    from netssmd.daemon.service import serve
+
+    status = _StatusLine()
+    report = serve(config, opened, duration_ns, on_ready=lambda s: _introduce(s, duration_ns), on_status=status.show)
+    status.clear()
+    for line in report.lines():
+        _say(line)
+    if report.dropped:
+        _say(f"Dropped: {report.dropped} packets, for want of disk space")
+
+
+def _say(text: str, nl: bool = True) -> None:
+    """To stderr. A terminal that is gone, or a full disk under a log, does not end a daemon."""
+    with contextlib.suppress(OSError):
+        click.echo(text, nl=nl, err=True)
+
+
+def parse_seconds(text: str) -> int:
+    """Nanoseconds of "20" (seconds) or of a duration with its unit; 0 for nothing."""
+    if not text:
+        return 0
+    plain = text.replace(".", "", 1).isdigit()
+    value = parse_duration_ns(text + "s" if plain else text)
+    if value <= 0:
+        raise UsageError(f"--duration {text}: write a time above 0, such as 20s")
+    return value
+
+
+def _override(config: "Config", seed: int | None, output: Path | None, model: str | None, topspeed: bool) -> "Config":
+    from msgspec.structs import replace
+
+    engine: dict[str, Any] = {"model": model} if model else {}
+    if topspeed:
+        engine["pace"] = "topspeed"
+    config = replace(config, engine=replace(config.engine, **engine))
+    if seed:
+        config = replace(config, traffic=replace(config.traffic, seed=seed))
+    if output:
+        config = replace(config, output=replace(config.output, directory=str(output)))
+    return config
+
+
+def _open(config: "Config", path: Path | None) -> "OpenModel":
+    """The model, with everything in the configuration that only the model can judge."""
+    from netssmd.engine.opening import open_model
+    from netssmd.engine.plan import address_plan
+
+    engine, traffic, addresses = config.engine, config.traffic, config.addresses
+    where = str(path) if path else "defaults"
+    address_plan(addresses.clients, addresses.servers, addresses.mac_prefix, where=f"{where}: addresses")
+    opened = open_model(engine.model, engine.backend, engine.top_k, engine.top_p, engine.weights)
+    try:
+        opened.check_labels(traffic.labels)
+        opened.temperatures(traffic.temperature, traffic.temperatures)
+    except UsageError as error:
+        raise ConfigError(f"{where}: traffic: {error}") from None
+    return opened
+
+
+def _introduce(service: "Service", duration_ns: int) -> None:
+    config = service.config
+    output, traffic = config.output, config.traffic
+    labels = service.mix.names
+    shown = ", ".join(labels) if len(labels) <= 8 else f"{len(labels)} labels"
+    arrivals = f"{SECOND / traffic.arrivals:g} sessions/s, at most " if traffic.arrivals else ""
+    slices = [f"{output.slice_duration / SECOND:g} s"] if output.slice_duration else []
+    slices += [f"{output.slice_size / 1e6:g} MB"] if output.slice_size else []
+    lines = [
+        f"netssmd {service.build_info()[0]}: model {service.model.name} ({service.model.hash[:12]}), "
+        f"backend {service.backend_name}, {service.threads} engine thread{'s' * (service.threads > 1)}, "
+        f"seed {service.seed}",
+        f"sessions: {arrivals}{traffic.concurrency} at once, of {shown}",
+        f"files:    {Path(output.directory).resolve()}/{output.basename}_*.pcap"
+        f"{', a slice each ' + ' or '.join(slices) if slices else ''}"
+        f"{f', the last {output.ring_files} kept' if output.ring_files else ''}"
+        f"{', ledgers beside them' * output.ledger}",
+        f"metrics:  {service.metrics.url}" if service.metrics else "metrics:  off",
+        f"pace:     {config.engine.pace}, {f'for {duration_ns / SECOND:g} s' if duration_ns else 'until Ctrl-C'}",
+    ]
+    for line in lines:
+        _say(line)
+
+
+class _StatusLine:
+    """On a terminal one line that is written over; elsewhere a log line a minute."""
+
+    def __init__(self) -> None:
+        self._terminal = sys.stderr.isatty()
+        self._shown = False
+        self._logged_ns = time.monotonic_ns()
+
+    def show(self, service: "Service") -> None:
+        if self._terminal:
+            _say(f"\r\x1b[K{service.status()}", nl=False)
+            self._shown = True
+        elif time.monotonic_ns() - self._logged_ns >= PLAIN_STATUS_NS:
+            self._logged_ns = time.monotonic_ns()
+            logging.getLogger("netssmd").info(service.status())
+
+    def clear(self) -> None:
+        """Leave the terminal on a new line."""
+        if self._shown:
+            _say("\r\x1b[K", nl=False)

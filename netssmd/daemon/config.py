@@ -1,0 +1,222 @@
+"""The daemon's configuration: a TOML file in, a checked `Config` out.
+
+One Struct per section; a key is one line here and one in config/netssmd.toml, which documents it (a test holds the two
+equal). Values carry units ("10MB", "60s"). Raises ConfigError: file, key, what was found, what would be right.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from netssmd import tomlfile
+from netssmd.errors import NetssmdError
+from netssmd.units import parse_duration_ns, parse_size_bytes
+
+
+class Duration(int):
+    """Nanoseconds, written like "60s"."""
+
+
+class Size(int):
+    """Bytes, written like "64MB"."""
+
+
+class Interval(int):
+    """Mean nanoseconds between events, written as their rate: "30/min"."""
+
+
+Condition = float | tuple[float, float] | Literal["unknown"]
+
+
+MOST_SESSIONS = 100_000  # at once: far beyond any memory, and still a number that arrays can have
+
+
+def _at_least(name: str, value: float, low: float) -> None:
+    if not low <= value < math.inf:
+        raise ValueError(f"{name} is {value:g}; write {low:g} or more")
+
+
+def _between(name: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        raise ValueError(f"{name} is {value:g}; write {low:g} to {high:g}")
+
+
+class _Section(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    pass
+
+
+class Engine(_Section, frozen=True):
+    """Which model, on what, how far ahead."""
+
+    model: str = "embedded"
+    backend: Literal["auto", "cpu", "torch", "cuda"] = "auto"
+    weights: Literal["auto", "fp32", "bf16", "int8"] = "auto"
+    threads: int = 0
+    group: int = 16
+    pace: Literal["live", "topspeed"] = "live"
+    lookahead: Duration = Duration(2_000_000_000)
+    queue_packets: int = 65_536
+    top_k: int = 0
+    top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        _between("threads", self.threads, 0, 1024)
+        _between("group", self.group, 1, MOST_SESSIONS)
+        _at_least("queue_packets", self.queue_packets, 64)
+        _between("top_k", self.top_k, 0, 65_536)
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p is {self.top_p}; write a number above 0 and up to 1")
+        if self.lookahead < 200_000_000:
+            raise ValueError(f"lookahead is {self.lookahead / 1e6:g}ms; write 200ms or more")
+
+
+class Traffic(_Section, frozen=True):
+    """Which sessions, how many, how long."""
+
+    seed: int = 0
+    concurrency: int = 32
+    arrivals: Interval = Interval(0)
+    ramp: Duration = Duration(5_000_000_000)
+    sessions: int = 0
+    session_packets: int = 0
+    session_duration: Duration = Duration(300_000_000_000)
+    packets_per_second: float = 0.0
+    temperature: float = 1.0
+    labels: dict[str, float] = {}
+    temperatures: dict[str, float] = {}
+    rtt_ms: Condition = (5.0, 120.0)
+    rate_mbit: Condition = (18.0, 1000.0)
+    loss_pct: Condition = (0.0, 2.0)
+
+    def __post_init__(self) -> None:
+        _at_least("seed", self.seed, 0)
+        _between("concurrency", self.concurrency, 1, MOST_SESSIONS)
+        for name in ("sessions", "session_packets", "packets_per_second"):
+            _at_least(name, getattr(self, name), 0)
+        for key, value in self.labels.items():
+            _at_least(f"labels.{key}", value, 0)
+        for name, value in (("temperature", self.temperature), *self.temperatures.items()):
+            _between(name if name == "temperature" else f"temperatures.{name}", value, 0, 100)
+        if self.labels and not any(self.labels.values()):
+            raise ValueError("labels has only weights of 0; give one label a weight above 0, or leave the table out")
+        for name in ("rtt_ms", "rate_mbit", "loss_pct"):
+            value = getattr(self, name)
+            if value != "unknown":
+                low, high = value if isinstance(value, tuple) else (value, value)
+                if not 0 <= low <= high < math.inf:
+                    raise ValueError(f"{name} is {value}; write a number, or a range [low, high] with 0 <= low <= high")
+                if name == "loss_pct" and high > 100:
+                    raise ValueError(f"loss_pct is {value}; write percents up to 100")
+
+    def conditions(self) -> dict[str, tuple[float, float]]:
+        """Ranges by condition, those that the model is not told left out."""
+        ranges = {}
+        for name in ("rtt_ms", "rate_mbit", "loss_pct"):
+            value = getattr(self, name)
+            if value != "unknown":
+                ranges[name] = (float(value[0]), float(value[1])) if isinstance(value, tuple) else (float(value),) * 2
+        return ranges
+
+
+class Addresses(_Section, frozen=True):
+    """Who the hosts are."""
+
+    clients: tuple[str, ...] = ("198.18.0.0/16", "2001:2::/49")
+    servers: tuple[str, ...] = ("198.19.0.0/16", "2001:2:0:8000::/49")
+    mac_prefix: str = "02:4e"
+
+
+class Output(_Section, frozen=True):
+    """Where packets go."""
+
+    directory: str = "captures"
+    basename: str = "netssmd"
+    slice_duration: Duration = Duration(60_000_000_000)
+    slice_size: Size = Size(64_000_000)
+    slice_packets: int = 0
+    ring_files: int = 60
+    free_disk: Size = Size(200_000_000)
+    snaplen: int = 0
+    payload: Literal["zero", "random", "pattern", "protocol"] = "protocol"
+    ledger: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("slice_packets", "ring_files", "snaplen"):
+            _at_least(name, getattr(self, name), 0)
+        if not self.directory or "\0" in self.directory:
+            raise ValueError(f"directory is {self.directory!r}; write the path of a folder, such as captures")
+        if not re.fullmatch(r"[^./\0][^/\0]*", self.basename) or len(self.basename.encode()) > 200:
+            raise ValueError(
+                f"basename is {self.basename!r}; write a plain file name without / and without a leading dot"
+            )
+        if 0 < self.snaplen < 64:
+            raise ValueError(f"snaplen is {self.snaplen}; write 0 for whole frames, or 64 and more")
+
+
+class Metrics(_Section, frozen=True):
+    """Where Prometheus finds the counters."""
+
+    address: str = "127.0.0.1"
+    port: int = 9464
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port <= 65535:
+            raise ValueError(f"port is {self.port}; write a port up to 65535, or 0 for no metrics")
+
+
+class Log(_Section, frozen=True):
+    """What the daemon says about itself."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    status_interval: Duration = Duration(5_000_000_000)
+
+
+class Config(_Section, frozen=True):
+    """The whole file."""
+
+    engine: Engine = Engine()
+    traffic: Traffic = Traffic()
+    addresses: Addresses = Addresses()
+    output: Output = Output()
+    metrics: Metrics = Metrics()
+    log: Log = Log()
+
+
+def load(path: Path) -> Config:
+    """Read and check a file."""
+    return tomlfile.load(path, Config, _quantity)
+
+
+def parse(text: str, where: str) -> Config:
+    """Check TOML text; `where` names it in errors."""
+    return tomlfile.parse(text, where, Config, _quantity)
+
+
+def _quantity(kind: type, value: object) -> object:
+    """A unit type from its text."""
+    if not isinstance(value, str):
+        raise ValueError(f"{value!r} carries no unit; write it as text, such as {EXAMPLES[kind]}")
+    if kind is Interval:
+        return Interval(_interval_ns(value))
+    try:
+        return Duration(parse_duration_ns(value)) if kind is Duration else Size(parse_size_bytes(value))
+    except NetssmdError as error:
+        raise ValueError(str(error)) from None
+
+
+EXAMPLES: dict[type, str] = {Duration: '"60s"', Size: '"64MB"', Interval: '"30/min"'}
+PER_NS = {"s": 10**9, "min": 60 * 10**9, "h": 3600 * 10**9, "d": 86400 * 10**9}
+
+
+def _interval_ns(text: str) -> int:
+    """ "30/min" -> 2_000_000_000; "0/s" -> 0 (no process)."""
+    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*/\s*(s|min|h|d)\s*", text)
+    if match is None:
+        raise ValueError(f"{text!r} is not a rate of arrivals: write it like 30/min, 0.5/s or 2/h")
+    number = float(match[1])
+    return round(PER_NS[match[2]] / number) if number else 0

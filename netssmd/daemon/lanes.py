@@ -1,0 +1,437 @@
+"""The threads that packets go through: engine lanes make them, one output lane sends them out in order.
+
+    engine lane 0 (scheduler, backend)  --batches-->  bounded inbox  -->  output lane  --by time, when due--> sinks
+    engine lane 1 ...                   --floor: nothing earlier still comes from here-->
+
+The control thread only starts and stops lanes and reads their counters; every counter has one writer. A lane that fails
+calls `on_death` and ends. Two paces:
+
+- live: a packet's time is wall-clock time. A session starts `LEAD_NS` ahead, so that its first packet can be made in
+  time; what is made late is moved to now (the session's clock slips, counted as deficit), so the order never breaks
+  and nothing bunches up.
+- topspeed: session time runs as fast as packets are made, the earliest session always next; the lowest floor is the
+  clock. A session that takes an ended one's place begins at that one's end: if all began at the floor, short sessions
+  would hold it where it is.
+
+Wall time is read once and then advanced by the monotonic clock: a stepped clock neither stops nor bunches the stream.
+"""
+
+from __future__ import annotations
+
+import heapq
+import queue
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from netssmd.engine.mix import Arrivals, TrafficMix
+from netssmd.engine.release import Release
+from netssmd.engine.scheduler import FOR_EVER, Scheduler
+from netssmd.engine.session import STOPPED, OutPacket, Session, SessionInfo
+from netssmd.output.ledger import SessionMeta
+from netssmd.output.sink import Outgoing, Sink
+from netssmd.packet.pcap import Packet
+
+MILLISECOND = 1_000_000
+LEAD_NS = 100 * MILLISECOND  # from the decision to start a session to its first moment
+LATE_NS = 10 * MILLISECOND  # a packet that leaves later than this after its time is late
+FLUSH_PACKETS = 64
+FLUSH_NS = 5 * MILLISECOND
+IDLE_SECONDS = 0.005
+INBOX_BATCHES = 64
+
+
+class Clock(Protocol):
+    """Live wall-clock time, or a stand-in."""
+
+    def now_ns(self) -> int: ...
+
+
+class WallClock:
+    """Wall-clock nanoseconds that never step: read once, then carried on by the monotonic clock."""
+
+    def __init__(self) -> None:
+        self._offset_ns = time.time_ns() - time.monotonic_ns()
+
+    def now_ns(self) -> int:
+        return time.monotonic_ns() + self._offset_ns
+
+
+@dataclass(slots=True)
+class EngineCounters:
+    """Written by one engine lane."""
+
+    started: Counter[str] = field(default_factory=Counter)
+    ended: Counter[tuple[str, str]] = field(default_factory=Counter)  # (label, reason)
+    active: Counter[str] = field(default_factory=Counter)
+    tokens: int = 0
+    steps: int = 0
+    step_ns: int = 0  # spent inside scheduler.step
+    deficit_ns: int = 0  # of ended sessions and live ones
+    throttled_ns: int = 0  # likewise
+    reused: int = 0  # addresses dealt twice
+
+
+@dataclass(slots=True)
+class OutputCounters:
+    """Written by the output lane."""
+
+    packets: Counter[str] = field(default_factory=Counter)
+    bytes: Counter[str] = field(default_factory=Counter)
+    late: int = 0
+    lateness_ns: int = 0  # of the last packet
+    lateness_max_ns: int = 0
+    cut: int = 0  # made, but not yet due when the daemon stopped
+    first_ns: int = 0  # time of the first and the last packet sent
+    last_ns: int = 0
+    held: int = 0  # packets waiting for their time or for a slower session
+
+    @property
+    def total_packets(self) -> int:
+        return sum(self.packets.values())
+
+    @property
+    def total_bytes(self) -> int:
+        return sum(self.bytes.values())
+
+
+@dataclass(slots=True)
+class _Batch:
+    packets: list[OutPacket]
+    ended: list[Session]
+
+
+class Board:
+    """What the lanes share: floors, live counts, arrivals, the inbox. The lock guards arrivals only."""
+
+    def __init__(
+        self,
+        mix: TrafficMix,
+        arrivals: Arrivals,
+        threads: int,
+        lookahead_ns: int,
+        start_ns: int,
+        clock: Clock | None,
+        end_ns: int = FOR_EVER,
+        queue_packets: int = 65_536,
+    ) -> None:
+        self.mix = mix
+        self.arrivals = arrivals
+        self.lookahead_ns = lookahead_ns
+        self.clock = clock  # None: topspeed
+        self.start_ns = start_ns
+        self.end_ns = end_ns
+        self.queue_packets = queue_packets
+        self.lock = threading.Lock()
+        self.floors = [start_ns] * threads
+        self.live = [0] * threads
+        self.numbers = 0
+        self.held = 0
+        self.inbox: queue.Queue[_Batch | None] = queue.Queue(INBOX_BATCHES)
+        self.stop = threading.Event()  # finish what is begun
+        self.broken = threading.Event()  # a lane died: nobody may wait for another any more
+
+    @property
+    def floor_ns(self) -> int:
+        """No packet earlier than this still comes."""
+        return min(self.floors)
+
+    @property
+    def done(self) -> bool:
+        """All sessions that there shall be have run, or time is up."""
+        return (self.arrivals.exhausted and not any(self.live)) or self.floor_ns >= self.end_ns
+
+    def admit(self, lane: int, now_ns: int, start_ns: int) -> SessionInfo | None:
+        """The next session, if one is due and this lane is the one to take it (the one with fewest sessions)."""
+        with self.lock:
+            if self.live[lane] > min(self.live) or start_ns >= self.end_ns:
+                return None
+            if not self.arrivals.take(now_ns, sum(self.live)):
+                return None
+            number = self.numbers
+            self.numbers += 1
+            self.live[lane] += 1
+        return self.mix.session(number, start_ns)
+
+
+class EngineLane:
+    """One engine thread: a scheduler on a backend of its own, fed by the board."""
+
+    def __init__(
+        self, index: int, board: Board, scheduler: Scheduler, open_session: Callable[[SessionInfo], Session]
+    ) -> None:
+        self.index = index
+        self.board = board
+        self.scheduler = scheduler
+        self.open_session = open_session
+        self.counters = EngineCounters()
+        self._packets: list[OutPacket] = []
+        self._ended: list[Session] = []
+        self._flushed_ns = 0
+        self._lost_ns = (0, 0)  # deficit and throttling of ended sessions
+        self._places_ns: list[int] = []  # topspeed: when the sessions ended whose places are free, a heap
+        self._reached_ns = board.start_ns  # what this lane could promise after its last turn
+
+    def run(self) -> None:
+        """Until the board says stop or there is nothing more to make."""
+        while not self.board.stop.is_set() and not self.board.done:
+            self.turn()
+        for session in self.scheduler.close():
+            session.cut()
+            self._end(session)
+        self._flush(FOR_EVER)
+
+    def turn(self) -> None:
+        """Admit, step once, hand over."""
+        board, scheduler = self.board, self.scheduler
+        now_ns = board.clock.now_ns() if board.clock else 0
+        self._admit(now_ns)
+        horizon_ns = self._horizon_ns(now_ns)
+        before = time.monotonic_ns()
+        result = scheduler.step(horizon_ns, now_ns)
+        after = time.monotonic_ns()
+        if result is not None:
+            self.counters.step_ns += after - before
+            self.counters.steps = scheduler.steps
+            self.counters.tokens = scheduler.tokens
+            self._packets += result[0]
+            for session in result[1]:
+                self._end(session)
+        self._reached_ns = self._floor(now_ns)
+        full = len(self._packets) >= FLUSH_PACKETS or self._ended
+        if result is None or full or after - self._flushed_ns > FLUSH_NS:
+            self._flush(self._reached_ns)
+            self._flushed_ns = after
+        if result is None:
+            board.stop.wait(IDLE_SECONDS if board.clock else IDLE_SECONDS / 10)
+
+    def _horizon_ns(self, now_ns: int) -> int:
+        """How far sessions may go. At top speed as far as they like, since the earliest is always next, until too many
+        packets wait for a slower lane; then only those go on that others wait for."""
+        board = self.board
+        full = board.held > board.queue_packets
+        if board.clock:
+            return min(now_ns if full else now_ns + board.lookahead_ns, board.end_ns)
+        return min(self._reached_ns, self._others_ns()) if full else board.end_ns
+
+    def _admit(self, now_ns: int) -> None:
+        board = self.board
+        while self.scheduler.free:
+            at_ns = now_ns if board.clock else self._reached_ns
+            start_ns = at_ns + LEAD_NS if board.clock else max(at_ns, self._places_ns[0] if self._places_ns else 0)
+            info = board.admit(self.index, at_ns, start_ns)
+            if info is None:
+                return
+            if self._places_ns:
+                heapq.heappop(self._places_ns)
+            session = self.open_session(info)
+            self.scheduler.add(session)
+            self.counters.started[info.label] += 1
+            self.counters.active[info.label] += 1
+
+    def _floor(self, now_ns: int) -> int:
+        """What this lane can promise: no session of its own, nor one that it may still admit, sends earlier."""
+        board, clock_ns = self.board, self.scheduler.clock_ns
+        if board.clock:
+            return min(max(clock_ns, now_ns), now_ns + LEAD_NS)
+        next_ns = board.arrivals.next_ns(sum(board.live))
+        if next_ns is not None and next_ns > self._reached_ns:  # one that is due already starts where the floor is then
+            clock_ns = min(clock_ns, next_ns)
+        if clock_ns == FOR_EVER:  # nothing here: as far as the others are
+            clock_ns = self._others_ns()
+        return max(clock_ns, self._reached_ns) if clock_ns < FOR_EVER else self._reached_ns
+
+    def _others_ns(self) -> int:
+        """How far the other lanes that have sessions are; FOR_EVER if there are none."""
+        board = self.board
+        others = [f for i, f in enumerate(board.floors) if i != self.index and board.live[i]]
+        return min(others, default=FOR_EVER)
+
+    def _end(self, session: Session) -> None:
+        label = session.info.label
+        counters = self.counters
+        counters.ended[label, session.reason] += 1
+        counters.active[label] -= 1
+        self._lost_ns = (self._lost_ns[0] + session.deficit_ns, self._lost_ns[1] + session.throttled_ns)
+        if self.board.clock is None and not self.board.arrivals.mean_gap_ns:
+            heapq.heappush(self._places_ns, session.clock_ns)
+            if len(self._places_ns) > self.board.arrivals.concurrency:  # another lane took the place
+                heapq.heappop(self._places_ns)
+        counters.reused += session.identities.reused if session.identities else 0
+        self._ended.append(session)
+
+    def _flush(self, floor_ns: int) -> None:
+        """Hand over what was made, then (and only then) promise the floor, then give ended sessions' places free."""
+        packets, ended = self._packets, self._ended
+        live = self.scheduler.sessions()
+        self.counters.deficit_ns = self._lost_ns[0] + sum(session.deficit_ns for session in live)
+        self.counters.throttled_ns = self._lost_ns[1] + sum(session.throttled_ns for session in live)
+        if packets or ended:
+            self._packets, self._ended = [], []
+            self._put(_Batch(packets, ended))
+        self.board.floors[self.index] = floor_ns
+        if ended:
+            with self.board.lock:
+                self.board.live[self.index] -= len(ended)
+
+    def _put(self, batch: _Batch) -> None:
+        """Wait for room; the output lane always empties its inbox, unless it is dead."""
+        while True:
+            try:
+                return self.board.inbox.put(batch, timeout=0.5)
+            except queue.Full:
+                if self.board.broken.is_set():
+                    return None
+
+
+class OutputLane:
+    """The output thread: takes batches, sends packets in time order when they are due, tells sinks which sessions are
+    over."""
+
+    def __init__(self, board: Board, sinks: Sequence[Sink], describe: Callable[[SessionInfo], SessionMeta]) -> None:
+        self.board = board
+        self.sinks = sinks
+        self.describe = describe
+        self._metas: dict[int, SessionMeta] = {}  # of sessions that have spoken and are not over
+        self._flushed_ns = 0
+        self.counters = OutputCounters()
+        self.release = Release()
+        self.rotate = threading.Event()
+        self._ended: list[Session] = []
+        self._over = False
+
+    def run(self) -> None:
+        """Until every engine lane is over (`finish` was called); then sends what is due, and closes the sinks."""
+        try:
+            while not self._over and not self.board.broken.is_set():
+                self.turn()
+            self._last()
+        finally:
+            for sink in self.sinks:
+                sink.close()
+
+    def finish(self) -> None:
+        """No more batches come (called once, after the engine lanes have ended)."""
+        while not self.board.broken.is_set():
+            try:
+                return self.board.inbox.put(None, timeout=0.5)
+            except queue.Full:
+                pass
+        return None
+
+    def turn(self) -> None:
+        """One round: wait for a batch or for the next packet's time, take all batches there are, send what is due."""
+        board = self.board
+        self._take(self._wait_seconds())
+        floor_ns = board.floor_ns  # read before the inbox is emptied: all that it promises is then here
+        while self._take(0):
+            pass
+        now_ns = board.clock.now_ns() if board.clock else None
+        self._send(self.release.up_to(min(floor_ns, board.end_ns), now_ns), now_ns)
+        board.held = self.counters.held = len(self.release)
+        if self.rotate.is_set():
+            self.rotate.clear()
+            for sink in self.sinks:
+                sink.rotate()
+        self._flush_sinks(now_ns if now_ns is not None else self.release.released_ns)
+
+    def _flush_sinks(self, now_ns: int) -> None:
+        """Once a second of real time; `now_ns` is on the packets' clock."""
+        real_ns = time.monotonic_ns()
+        if real_ns - self._flushed_ns > 1_000 * MILLISECOND:
+            self._flushed_ns = real_ns
+            for sink in self.sinks:
+                sink.flush(now_ns)
+
+    def _wait_seconds(self) -> float:
+        next_ns = self.release.next_ns
+        if self.board.clock is None or next_ns is None:
+            return 0.05
+        return min(max((next_ns - self.board.clock.now_ns()) / 1e9, 0.0005), 0.05)
+
+    def _take(self, timeout: float) -> bool:
+        try:
+            batch = self.board.inbox.get(timeout=timeout) if timeout else self.board.inbox.get_nowait()
+        except queue.Empty:
+            return False
+        if batch is None:
+            self._over = True
+            return False
+        self.release.add(batch.packets)
+        self._ended += batch.ended
+        return True
+
+    def _send(self, packets: list[OutPacket], now_ns: int | None) -> None:
+        if packets:
+            batch = self._outgoing(packets)
+            for sink in self.sinks:
+                sink.write(batch)
+            self._count(packets, now_ns)
+        if self._ended:
+            reached = self.release.released_ns
+            over = [session for session in self._ended if session.clock_ns < reached]
+            if over:
+                self._ended = [session for session in self._ended if session.clock_ns >= reached]
+                for session in over:
+                    self._session_over(session)
+
+    def _outgoing(self, packets: list[OutPacket]) -> list[Outgoing]:
+        metas, batch = self._metas, []
+        for ts_ns, data, orig_len, info, _, flow, direction, _ in packets:
+            meta = metas.get(info.number)
+            if meta is None:
+                meta = metas[info.number] = self.describe(info)
+            batch.append(Outgoing(Packet(ts_ns, data, orig_len), meta, flow, direction))
+        return batch
+
+    def _session_over(self, session: Session) -> None:
+        """Tell the sinks, unless it was cut by the daemon's stop: then it did not end."""
+        meta = self._metas.pop(session.info.number, None)
+        if meta is not None and session.reason != STOPPED:
+            for sink in self.sinks:
+                sink.end_session(meta)
+
+    def _count(self, packets: list[OutPacket], now_ns: int | None) -> None:
+        counters = self.counters
+        for packet in packets:
+            label = packet.session.label
+            counters.packets[label] += 1
+            counters.bytes[label] += packet.orig_len
+            if now_ns is not None and now_ns - packet.ts_ns > LATE_NS:
+                counters.late += 1
+        counters.first_ns = counters.first_ns or packets[0].ts_ns
+        counters.last_ns = packets[-1].ts_ns
+        if now_ns is not None:
+            counters.lateness_ns = now_ns - packets[0].ts_ns
+            counters.lateness_max_ns = max(counters.lateness_max_ns, counters.lateness_ns)
+
+    def _last(self) -> None:
+        """At the end, topspeed: all there is goes out. Live: what is still to come is waited for if the daemon ended by
+        itself; if it was stopped, what lies in the future did not happen."""
+        board = self.board
+        now_ns = board.clock.now_ns() if board.clock else None
+        self._send(self.release.up_to(min(FOR_EVER, board.end_ns), now_ns), now_ns)
+        while board.clock and not board.stop.is_set() and (self.release.next_ns or FOR_EVER) < board.end_ns:
+            board.stop.wait(self._wait_seconds())
+            now_ns = board.clock.now_ns()
+            self._send(self.release.up_to(board.end_ns, now_ns), now_ns)
+        self.counters.cut = len(self.release)
+        for session in self._ended:
+            self._session_over(session)
+
+
+def start_thread(name: str, work: Callable[[], None], on_death: Callable[[BaseException], None]) -> threading.Thread:
+    """Run `work` in a thread; what it raises goes to `on_death`."""
+
+    def guarded() -> None:
+        try:
+            work()
+        except BaseException as error:
+            on_death(error)
+
+    thread = threading.Thread(target=guarded, name=name, daemon=True)
+    thread.start()
+    return thread

@@ -1,0 +1,391 @@
+"""The daemon: a configuration and a model in, lanes, signals and metrics around them, a report out.
+
+The asyncio loop (uvloop where installed) is the control thread. It starts the engine lanes and the output lane (see
+lanes.py), serves metrics, answers signals and tells systemd; it never touches a packet. HUP begins a new file, USR1
+logs the counters, TERM and INT finish cleanly: what was due is written, files are closed and renamed; a second INT does
+not wait. A lane that dies takes the daemon down.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import secrets
+import signal
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from netssmd import __version__
+from netssmd.daemon.config import Config
+from netssmd.daemon.lanes import Board, EngineCounters, EngineLane, OutputLane, WallClock, start_thread
+from netssmd.daemon.notify import notify, watchdog_seconds
+from netssmd.engine.mix import Arrivals, RateCap, TrafficMix
+from netssmd.engine.plan import AddressPlan, address_plan
+from netssmd.engine.scheduler import FOR_EVER, Backend, Scheduler
+from netssmd.engine.session import Limits, Session, SessionInfo, Temperatures
+from netssmd.output.file_sink import FileSink
+from netssmd.output.ledger import Ledger, SessionMeta
+from netssmd.output.pcap_ring import PcapRing
+
+if TYPE_CHECKING:
+    from netssmd.daemon.metrics import MetricsServer
+
+SECOND = 1_000_000_000
+SWITCH_SECONDS = 0.0005  # the interpreter's turn between engine threads: a step is shorter than Python's usual 5 ms
+FORCED = 130
+
+log = logging.getLogger("netssmd")
+
+
+class Model(Protocol):
+    """What the daemon needs of engine.opening.OpenModel."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def hash(self) -> str: ...
+    @property
+    def labels(self) -> tuple[str, ...]: ...
+    def backend(self, slots: int) -> Backend: ...
+    def temperatures(self, default: float, by_field: dict[str, float]) -> Temperatures: ...
+    def session(
+        self, info: SessionInfo, plan: AddressPlan, limits: Limits, temperatures: Temperatures, snaplen: int,
+        *, payload: str,
+    ) -> Session: ...  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a run came to."""
+
+    packets: int
+    bytes: int
+    seconds: float
+    files: int
+    dropped: int
+    sessions: int
+
+    def lines(self) -> list[str]:
+        """The closing lines, in tcpreplay's style (Mbps = 10^6 bits a second)."""
+        seconds = max(self.seconds, 1e-9)
+        rate = self.bytes / seconds
+        return [
+            f"Actual: {self.packets} packets ({self.bytes} bytes) sent in {self.seconds:.2f} seconds",
+            f"Rated: {rate:.1f} Bps, {rate * 8 / 1e6:.2f} Mbps, {self.packets / seconds:.2f} pps",
+        ]
+
+
+def thread_count(wanted: int) -> int:
+    """Engine threads: as many as wanted, or one for each core that this process may use."""
+    return wanted or len(os.sched_getaffinity(0))
+
+
+def backend_name(backend: Backend) -> str:
+    """Such as "cpu avx512", for people and metrics."""
+    name = type(backend).__name__.removesuffix("Backend").lower()
+    isa = getattr(backend, "isa", "")
+    return f"{name} {isa}" if isa else name
+
+
+class Service:
+    """One run of the daemon. `run` may be called once."""
+
+    def __init__(self, config: Config, model: Model) -> None:
+        traffic, engine = config.traffic, config.engine
+        self.config = config
+        self.model = model
+        self.backend_name: str = engine.backend
+        self.seed = traffic.seed or secrets.randbits(32) + 1
+        labels = dict(traffic.labels) or dict.fromkeys(model.labels, 1.0)
+        self.mix = TrafficMix(labels, traffic.conditions(), self.seed)
+        self.threads = min(thread_count(engine.threads), traffic.concurrency)
+        addresses = config.addresses
+        self.plan = address_plan(addresses.clients, addresses.servers, addresses.mac_prefix, self.seed)
+        self.limits = Limits(traffic.session_packets, traffic.session_duration)
+        self.temperatures = model.temperatures(traffic.temperature, traffic.temperatures)
+        self.lanes: list[EngineLane] = []
+        self.output: OutputLane
+        self.board: Board
+        self.ring: PcapRing | None = None
+        self.metrics: MetricsServer | None = None
+        self._loop: asyncio.AbstractEventLoop
+        self._over: asyncio.Event
+        self._death: BaseException | None = None
+        self._interrupts = 0
+        self._begun = 0.0
+
+    # --- building
+    # ------------------------------------------------------------------------------------------------------
+
+    def _build(self, duration_ns: int) -> None:
+        config = self.config
+        share = -(-config.traffic.concurrency // self.threads) + 1  # slots of each engine thread
+        backend = self.model.backend(share * self.threads)
+        self.backend_name = backend_name(backend)
+        self.ring = self._open_ring()
+        clock = WallClock() if config.engine.pace == "live" else None
+        start_ns = clock.now_ns() if clock else time.time_ns()
+        traffic = config.traffic
+        arrivals = Arrivals(traffic.concurrency, traffic.arrivals, self.seed, start_ns, traffic.ramp, traffic.sessions)
+        self.board = Board(
+            self.mix, arrivals, self.threads, config.engine.lookahead, start_ns, clock,
+            start_ns + duration_ns if duration_ns else FOR_EVER, config.engine.queue_packets,
+        )  # fmt: skip
+        for index in range(self.threads):
+            cap = RateCap(traffic.packets_per_second / self.threads)
+            slots = range(index * share, (index + 1) * share)
+            scheduler = Scheduler(backend, config.engine.group, cap, slots)
+            self.lanes.append(EngineLane(index, self.board, scheduler, self._open_session))
+        sinks = [FileSink(self.ring, self._ledger)]
+        self.output = OutputLane(self.board, sinks, self._describe)
+
+    def _open_ring(self) -> PcapRing:
+        output = self.config.output
+        self._ledger = Ledger(self.model.name, self.model.hash, output.snaplen)
+        return PcapRing(
+            output.directory,
+            output.basename,
+            max_bytes=output.slice_size or None,
+            max_seconds=output.slice_duration / SECOND or None,
+            max_packets=output.slice_packets or None,
+            max_files=output.ring_files or None,
+            snaplen=output.snaplen,
+            min_free_bytes=output.free_disk,
+            beside=self._ledger if output.ledger else None,
+        )
+
+    def _open_session(self, info: SessionInfo) -> Session:
+        log.debug("session %d starts: %s %s", info.number, info.label, info.conditions)
+        output = self.config.output
+        return self.model.session(
+            info, self.plan, self.limits, self.temperatures, output.snaplen, payload=output.payload
+        )
+
+    def _describe(self, info: SessionInfo) -> SessionMeta:
+        return SessionMeta(f"{self.seed}-{info.number}", info.label, info.conditions, info.seed, self.model.hash)
+
+    # --- running
+    # -------------------------------------------------------------------------------------------------------
+
+    async def run(
+        self,
+        duration_ns: int = 0,
+        on_ready: Callable[[Service], None] | None = None,
+        on_status: Callable[[Service], None] | None = None,
+    ) -> Report:
+        """Run until time is up, all sessions have run, or a signal comes. Raises what a lane died of."""
+        self._loop = asyncio.get_running_loop()
+        self._over = asyncio.Event()
+        self._begun = time.monotonic()
+        try:
+            self._build(duration_ns)
+            sys.setswitchinterval(SWITCH_SECONDS)
+            self._serve_metrics()
+            self._catch_signals()
+            self._begun = time.monotonic()
+            await self._supervise(self._start(), on_ready, on_status)
+        finally:
+            if self.metrics:
+                self.metrics.close()
+            if self.ring:  # closed by its lane, unless that was never started
+                self.ring.close()
+        if self._death is not None:
+            raise self._death
+        return self.report()
+
+    async def _supervise(
+        self,
+        threads: list[threading.Thread],
+        on_ready: Callable[[Service], None] | None,
+        on_status: Callable[[Service], None] | None,
+    ) -> None:
+        """Until the lanes are over; whatever is raised here, they are stopped and waited for."""
+        try:
+            if on_ready:
+                on_ready(self)
+            notify("READY=1")
+            async with asyncio.TaskGroup() as group:
+                status_seconds = self.config.log.status_interval / SECOND if on_status else 0.0
+                helpers = [
+                    group.create_task(self._every(status_seconds, lambda: on_status and on_status(self))),
+                    group.create_task(self._every(watchdog_seconds(), lambda: notify("WATCHDOG=1"))),
+                ]
+                await self._over.wait()
+                for helper in helpers:
+                    helper.cancel()
+            notify("STOPPING=1")
+        finally:
+            await asyncio.to_thread(self._join, threads)
+
+    def _serve_metrics(self) -> None:
+        if self.config.metrics.port:
+            from netssmd.daemon.metrics import serve
+
+            self.metrics = serve(self, self.config.metrics.address, self.config.metrics.port)
+
+    def _start(self) -> list[threading.Thread]:
+        """Engine lanes, the output lane, and one thread that waits for the engine lanes to end."""
+        output = start_thread("netssmd-output", self.output.run, self._died)
+        engines = [start_thread(f"netssmd-engine-{lane.index}", lane.run, self._died) for lane in self.lanes]
+
+        def shepherd() -> None:
+            for thread in engines:
+                thread.join()
+            self.output.finish()
+            output.join()
+            self._tell(self._over.set)
+
+        return [start_thread("netssmd-shepherd", shepherd, self._died)]
+
+    def _join(self, threads: list[threading.Thread]) -> None:
+        self.board.stop.set()
+        for thread in threads:
+            thread.join()
+
+    def _died(self, error: BaseException) -> None:
+        """A lane failed: remember why, stop the others, wake the control thread."""
+        if self._death is None:
+            self._death = error
+        self.board.broken.set()
+        self.board.stop.set()
+        self._tell(self._over.set)
+
+    def _tell(self, what: Callable[[], object]) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            self._loop.call_soon_threadsafe(what)
+
+    async def _every(self, seconds: float, work: Callable[[], object]) -> None:
+        while seconds:
+            await asyncio.sleep(seconds)
+            work()
+
+    # --- signals
+    # -------------------------------------------------------------------------------------------------------
+
+    def _catch_signals(self) -> None:
+        handlers: dict[signal.Signals, Callable[[], None]] = {
+            signal.SIGINT: self._interrupt,
+            signal.SIGTERM: self.stop,
+            signal.SIGHUP: self.rotate,
+            signal.SIGUSR1: self._log_counters,
+        }
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in handlers.items():
+                self._loop.add_signal_handler(number, handler)
+
+    def _interrupt(self) -> None:
+        self._interrupts += 1
+        if self._interrupts > 1:
+            log.error("interrupted twice: leaving at once; the open slice keeps its part name")
+            os._exit(FORCED)
+        self.stop()
+
+    def stop(self) -> None:
+        """Finish cleanly."""
+        self.board.stop.set()
+        self._over.set()
+
+    def rotate(self) -> None:
+        """Begin a new file."""
+        self.output.rotate.set()
+        log.info("rotating")
+
+    def _log_counters(self) -> None:
+        log.info(self.status())
+
+    # --- reading the counters
+    # ------------------------------------------------------------------------------------------
+
+    def sum(self, name: str) -> int:
+        """Sum of an engine counter over the lanes."""
+        return sum(int(getattr(lane.counters, name)) for lane in self.lanes)
+
+    def _merged(self, of: Callable[[EngineCounters], dict[str, int]]) -> dict[str, int]:
+        total: Counter[str] = Counter()
+        for lane in self.lanes:
+            total.update(of(lane.counters).copy())
+        return dict(total)
+
+    def active(self) -> dict[str, int]:
+        """Live sessions by label."""
+        return self._merged(lambda c: c.active)
+
+    def started(self) -> dict[str, int]:
+        """Sessions started by label."""
+        return self._merged(lambda c: c.started)
+
+    def ended(self) -> dict[tuple[str, str], int]:
+        """Sessions ended by (label, reason)."""
+        total: Counter[tuple[str, str]] = Counter()
+        for lane in self.lanes:
+            total.update(lane.counters.ended.copy())
+        return dict(total)
+
+    def files_written(self) -> int:
+        """Captures completed."""
+        return self.ring.files if self.ring else 0
+
+    def packets_dropped(self) -> int:
+        """Packets that the ring could not store."""
+        return self.ring.dropped if self.ring else 0
+
+    def build_info(self) -> tuple[str, str, str]:
+        """Version, model, backend."""
+        return __version__, f"{self.model.name}-{self.model.hash[:12]}", self.backend_name
+
+    def status(self) -> str:
+        """One line: how it goes."""
+        counters = self.output.counters
+        seconds = max(time.monotonic() - self._begun, 1e-9)
+        packets, size = counters.total_packets, counters.total_bytes
+        parts = [
+            f"{seconds:.0f} s",
+            f"{sum(self.active().values())} sessions",
+            f"{packets} packets",
+            f"{size / 1e6:.1f} MB",
+            f"{packets / seconds:.0f} packets/s",
+            f"{size * 8 / seconds / 1e6:.2f} Mbps",
+            f"{self.files_written()} files",
+        ]
+        if counters.late:
+            parts.append(f"{counters.late} late (worst {counters.lateness_max_ns / 1e6:.0f} ms)")
+        if (deficit_ns := self.sum("deficit_ns")) > SECOND // 10:
+            parts.append(f"deficit {deficit_ns / 1e9:.1f} s")
+        return ", ".join(parts)
+
+    def report(self) -> Report:
+        """The totals."""
+        counters = self.output.counters
+        seconds = time.monotonic() - self._begun
+        return Report(
+            counters.total_packets, counters.total_bytes, seconds, self.files_written(), self.packets_dropped(),
+            sum(self.started().values()),
+        )  # fmt: skip
+
+
+def serve(
+    config: Config,
+    model: Model,
+    duration_ns: int = 0,
+    on_ready: Callable[[Service], None] | None = None,
+    on_status: Callable[[Service], None] | None = None,
+) -> Report:
+    """Run a service on an event loop of its own; the hooks are called with it, on the control thread."""
+    service = Service(config, model)
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        return runner.run(service.run(duration_ns, on_ready, on_status))
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    return uvloop.new_event_loop

@@ -1,0 +1,83 @@
+"""The daemon's TOML: documented defaults equal real ones, every mistake gets a line that says how to put it right."""
+
+from pathlib import Path
+
+import pytest
+
+from netssmd.daemon.config import Config, load, parse
+from netssmd.errors import ConfigError
+
+SHIPPED = Path(__file__).parent.parent / "config" / "netssmd.toml"
+
+
+def test_shipped_file_documents_every_key_with_its_default() -> None:
+    assert load(SHIPPED) == Config() == parse("", "x")
+    import msgspec
+
+    text = SHIPPED.read_text()
+    for section in msgspec.structs.fields(Config):
+        body = text.partition(f"[{section.name}]")[2]
+        for key in msgspec.structs.fields(section.type):
+            assert f"\n{key.name} = " in body or f"[{section.name}.{key.name}]" in body, f"{section.name}.{key.name}"
+
+
+def test_units_and_conditions() -> None:
+    config = parse(
+        '[output]\nslice_size = "10MB"\nslice_duration = "2h"\n[traffic]\narrivals = "30/min"\nrtt_ms = 20\n'
+        'loss_pct = "unknown"\nlabels = {web = 3, dns = 1}',
+        "x",
+    )
+    assert config.output.slice_size == 10_000_000 and config.output.slice_duration == 7_200_000_000_000
+    assert config.traffic.arrivals == 2_000_000_000
+    assert config.traffic.conditions() == {"rtt_ms": (20.0, 20.0), "rate_mbit": (18.0, 1000.0)}
+    assert config.traffic.labels == {"web": 3.0, "dns": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("[metrics]\nprot = 1", "t.toml: metrics.prot: unknown key; did you mean port?"),
+        ("[metric]\nport = 1", "t.toml: metric: unknown key; did you mean metrics?"),
+        ("[log]\nzzz = 1", "t.toml: log.zzz: unknown key; known here: level, status_interval"),
+        ("[metrics]\nport = '1'", 't.toml: metrics.port: found "1"; write a whole number, such as 9464'),
+        ("[traffic]\nlabels = ['web']", 't.toml: traffic.labels: found ["web"]; write a table of a number'),
+        ("[traffic.labels]\nweb = 'x'", 't.toml: traffic.labels: found {"web": "x"}; write a table of a number'),
+        ("[traffic.labels]\nweb = inf", "labels.web is inf"),
+        ("[traffic]\nconcurrency = 100000000000000000000", "concurrency is 1e+20; write 1 to 100000"),
+        ("[traffic]\ntemperature = 1e9", "temperature is 1e+09; write 0 to 100"),
+        ("[traffic.temperatures]\niat = -1", "temperatures.iat is -1; write 0 to 100"),
+        ("[traffic]\nrtt_ms = '10ms'", 'found "10ms"; write a number, or a list in brackets of a number, or "unknown"'),
+        ("[traffic]\nrtt_ms = inf", "rtt_ms is inf; write a number, or a range [low, high]"),
+        ("[traffic]\nloss_pct = 500", "loss_pct is 500.0; write percents up to 100"),
+        ("engine = 3", "t.toml: engine: found 3; write a table of keys"),
+        ("[output]\nledger = 1", "t.toml: output.ledger: found 1; write true or false"),
+        ("[output]\ndirectory = ''", "directory is ''; write the path of a folder"),
+        ('[output]\nbasename = "a\\u0000b"', "plain file name"),
+        ("[metrics]\nport = 70000", "port is 70000; write a port up to 65535"),
+        ("[output]\nslice_size = 64", "t.toml: output.slice_size: 64 carries no unit"),
+        ("[output]\nslice_size = '10 parsecs'", "t.toml: output.slice_size: '10 parsecs' is not a size"),
+        ("[traffic]\narrivals = '30'", "write it like 30/min"),
+        ("[traffic]\nconcurrency = 0", "t.toml: traffic: concurrency is 0; write 1 to 100000"),
+        ("[traffic]\nrtt_ms = [9, 5]", "a range [low, high]"),
+        ("[traffic.labels]\nweb = 0", "only weights of 0"),
+        ("[engine]\nbackend = 'gpu'", 'engine.backend: found "gpu"; write one of "auto", "cpu", "torch", "cuda"'),
+        ("[output]\nbasename = '../x'", "plain file name"),
+        ("[output\n", "t.toml: not TOML"),
+    ],
+)
+def test_mistakes(text: str, says: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse(text, "t.toml")
+    assert says in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be read: No such file"):
+        load(tmp_path / "none.toml")
+
+
+def test_a_file_that_is_not_utf8(tmp_path: Path) -> None:
+    file = tmp_path / "latin.toml"
+    file.write_bytes(b'[output]\ndirectory = "caf\xe9"\n')
+    with pytest.raises(ConfigError, match="byte 25 is not UTF-8"):
+        load(file)
