@@ -1,0 +1,138 @@
+"""`netssmd prepare`: folders of captures in, a data folder for `netssmd train` out. A thin shell around
+`netssmd.learn.prepare`.
+
+Out: a progress bar and one line a problem on stderr; on stdout a table by label, or with --json one object.
+"""
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from netssmd.learn.prepare import Advance, Prepared
+
+SHOWN_PROBLEMS = 20
+
+
+@click.command
+@click.argument("roots", metavar="DIR...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Data folder to make.")
+@click.option(
+    "--manifest",
+    type=click.Path(path_type=Path),
+    help="Table of labels, splits and conditions (default: DIR/manifest.csv).",
+)
+@click.option("--workers", type=click.IntRange(min=1), help="Processes (default: one a CPU core).")
+@click.option("--include-escaped", is_flag=True, help="Keep packets that the codec can only spell out byte by byte.")
+@click.option(
+    "--model", type=click.Path(path_type=Path), help="Reuse the vocabulary of this model instead of fitting one."
+)
+@click.option("--overwrite", is_flag=True, help="Replace an older data folder.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
+def command(
+    roots: tuple[Path, ...],
+    output: Path,
+    manifest: Path | None,
+    workers: int | None,
+    include_escaped: bool,
+    model: Path | None,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
+    """Turn folders of captures into a training set.
+
+    One capture is one session. Its label is the name of its folder, or what manifest.csv says.
+    """
+    from netssmd.learn.codec import ContextCodec
+    from netssmd.learn.prepare import prepare, vocabulary_of
+
+    vocabulary = None if model is None else vocabulary_of(model)
+    with progress() as advance:
+        prepared = prepare(
+            roots,
+            output,
+            ContextCodec(),
+            manifest=manifest,
+            workers=workers,
+            escapes=include_escaped,
+            vocabulary=vocabulary,
+            overwrite=overwrite,
+            advance=advance,
+        )
+    for name, reason in prepared.problems[:SHOWN_PROBLEMS]:
+        click.echo(f"netssmd: {name}: {reason}", err=True)
+    if len(prepared.problems) > SHOWN_PROBLEMS:
+        click.echo(f"netssmd: {len(prepared.problems) - SHOWN_PROBLEMS} more in {output / 'files.json'}", err=True)
+    click.echo(json.dumps(summary(prepared)) if as_json else table(prepared))
+
+
+@contextlib.contextmanager
+def progress() -> Iterator["Advance"]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description:>10}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("files"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        tasks: dict[str, Any] = {}
+
+        def advance(phase: str, done: int, total: int) -> None:
+            if phase not in tasks:
+                tasks[phase] = bar.add_task(phase, total=total)
+            bar.update(tasks[phase], completed=done)
+
+        yield advance
+
+
+def summary(prepared: "Prepared") -> dict[str, Any]:
+    labels: dict[str, Any] = {}
+    for (split, label), tally in sorted(prepared.tallies.items()):
+        labels.setdefault(label, {})[split] = {
+            "sessions": tally.sessions,
+            "packets": tally.packets,
+            "tokens": tally.tokens,
+            "escaped_packets": tally.escaped,
+        }
+    tallies = prepared.tallies.values()
+    packets, tokens = sum(t.packets for t in tallies), sum(t.tokens for t in tallies)
+    return {
+        "path": str(prepared.path),
+        "sessions": sum(t.sessions for t in tallies),
+        "packets": packets,
+        "tokens": tokens,
+        "tokens_per_packet": tokens / packets,
+        "escaped_packets": sum(t.escaped for t in tallies),
+        "problems": [{"file": name, "reason": reason} for name, reason in prepared.problems],
+        "labels": labels,
+    }
+
+
+def table(prepared: "Prepared") -> str:
+    """By label: sessions (train, val), packets, tokens a packet, escaped packets."""
+    whole = summary(prepared)
+    width = max(5, *(len(label) for label in whole["labels"]))
+    rows = [f"{'label':<{width}}  {'train':>7} {'val':>6} {'packets':>11} {'tokens/packet':>13} {'escaped':>8}"]
+    for label, splits in whole["labels"].items():
+        none = {"sessions": 0, "packets": 0, "tokens": 0, "escaped_packets": 0}
+        train, val = splits.get("train", none), splits.get("val", none)
+        packets, tokens, escaped = (train[key] + val[key] for key in ("packets", "tokens", "escaped_packets"))
+        rows.append(
+            f"{label:<{width}}  {train['sessions']:>7,} {val['sessions']:>6,} {packets:>11,} "
+            f"{tokens / packets:>13.2f} {escaped:>8,}"
+        )
+    rows.append(
+        f"{whole['path']}: {whole['sessions']:,} sessions, {whole['packets']:,} packets, {whole['tokens']:,} tokens "
+        f"({whole['tokens_per_packet']:.2f} a packet), {whole['escaped_packets']:,} escaped, "
+        f"{len(whole['problems']):,} problems"
+    )
+    return "\n".join(rows)

@@ -1,0 +1,146 @@
+"""`netssmd train`: a data folder in, a checkpoint out. A thin shell around `netssmd.learn.train`.
+
+Out: a progress bar on stderr (plain lines where stderr is no terminal), log.jsonl in the output folder, and at the end
+one line (or one JSON object) on stdout. TERM and INT let the running step finish, save, and exit; the same command goes
+on from there. A second INT ends at once.
+"""
+
+import contextlib
+import json
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+import click
+
+from netssmd.errors import UsageError
+
+if TYPE_CHECKING:
+    from netssmd.learn.train import Progress, Report, Trained, Validation
+
+
+@click.command
+@click.option("-c", "--config", "file", type=click.Path(path_type=Path), help="Training file; see config/train.toml.")
+@click.option("--data", help="Data folder; instead of the file's.")
+@click.option("-o", "--output", help="Output folder; instead of the file's output.path.")
+@click.option(
+    "--hours", type=click.FloatRange(min=0, min_open=True), help="Train this long; instead of the file's [length]."
+)
+@click.option("--fresh", is_flag=True, help="Begin anew although the output folder holds a training to go on with.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout at the end.")
+def command(
+    file: Path | None, data: str | None, output: str | None, hours: float | None, fresh: bool, as_json: bool
+) -> None:
+    """Train a model on a prepared training set."""
+    try:
+        from netssmd.learn.train import train
+    except ImportError as error:
+        raise UsageError(f"training needs {error.name}; install it with `pip install 'netssmd[train]'`") from None
+    from netssmd.learn.codec import ContextCodec
+    from netssmd.learn.config import TrainConfig, check, load_train_config
+
+    config = TrainConfig() if file is None else load_train_config(file)
+    config.data = data or config.data
+    config.output.path = output or config.output.path
+    if hours is not None:
+        config.length.hours, config.length.tokens = hours, 0
+    check(config, str(file or "training"))
+    with interruptible() as stop, reporting() as report:
+        trained = train(config, ContextCodec(), report=report, stop=stop, fresh=fresh)
+    click.echo(json.dumps(summary(trained)) if as_json else told(trained))
+
+
+class Stop:
+    """Becomes true at the first TERM or INT; the next one is no longer caught."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def __call__(self) -> bool:
+        return self.asked
+
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        self.asked = True
+        for caught in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(caught, signal.SIG_DFL if caught is signal.SIGTERM else signal.default_int_handler)
+        print("netssmd: finishing the step and saving; once more to end at once", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[Stop]:
+    stop = Stop()
+    before = {number: signal.signal(number, stop.handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def reporting() -> Iterator["Report"]:
+    """A bar on a terminal, a line an interval elsewhere."""
+    from rich.console import Console
+    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Bar
+
+    from netssmd.learn.train import Validation
+
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("training"),
+        BarColumn(),
+        TextColumn("{task.percentage:>4.1f} %"),
+        TextColumn("{task.fields[text]}"),
+    )
+    with Bar(*columns, TimeElapsedColumn(), console=console, disable=not console.is_terminal, transient=True) as bar:
+        task = bar.add_task("training", total=1.0, text="")
+
+        def report(news: "Progress | Validation") -> None:
+            if isinstance(news, Validation):
+                console.print(validation_line(news), highlight=False, soft_wrap=True)
+            elif console.is_terminal:
+                bar.update(task, completed=news.share, text=progress_line(news))
+            else:
+                print(f"{news.share:6.1%}  {progress_line(news)}", file=sys.stderr, flush=True)
+
+        yield report
+
+
+def progress_line(news: "Progress") -> str:
+    left = int(news.left_seconds) if news.share else 0
+    return (
+        f"step {news.step}  {news.bits_per_packet:.2f} bits/packet  {news.packets_per_second:,.0f} packets/s  "
+        f"{news.tokens_per_second:,.0f} tokens/s  {left // 3600}:{left // 60 % 60:02}:{left % 60:02} left"
+    )
+
+
+def validation_line(news: "Validation") -> str:
+    worst = sorted(news.by_field.items(), key=lambda item: -item[1])[:4]
+    fields = ", ".join(f"{name} {bits:.2f}" for name, bits in worst)
+    judged = f"{news.bits_per_packet:.2f} bits/packet, label gap {news.label_gap:.2f}"
+    return f"validation at step {news.step}: {judged} ({fields})"
+
+
+def summary(trained: "Trained") -> dict[str, object]:
+    validation = trained.validation
+    return {
+        "finished": trained.finished,
+        "step": trained.step,
+        "tokens": trained.tokens,
+        "model": str(trained.model) if trained.model else None,
+        "bits_per_packet": validation.bits_per_packet if validation else None,
+        "label_gap": validation.label_gap if validation else None,
+        "by_label": validation.by_label if validation else None,
+        "by_field": validation.by_field if validation else None,
+    }
+
+
+def told(trained: "Trained") -> str:
+    if not trained.finished:
+        return f"stopped at step {trained.step:,} and saved; the same command goes on from there"
+    judged = f", {trained.validation.bits_per_packet:.2f} bits/packet on validation" if trained.validation else ""
+    return f"{trained.model}: {trained.step:,} steps, {trained.tokens:,} tokens{judged}"

@@ -1,0 +1,1 @@
+"""Captures to a model, and the verdict on it."""
