@@ -10,7 +10,6 @@ Without a model they are the empirical entropy of each field's tokens: what a co
 frequencies and nothing of their order.
 """
 
-import contextlib
 import json
 import math
 import os
@@ -23,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from netssmd.commands.prepare import progress
 from netssmd.errors import CaptureError, CheckpointError, NetssmdError, UsageError
 
 if TYPE_CHECKING:
@@ -347,24 +347,3 @@ def table(tally: Tally, vocabulary: "Vocabulary", folder: Path | None, bench: bo
     for name, count in tokens_by_field(tally, vocabulary).items():
         lines.append(f"{name:<14} {count / max(1, tally.packets):>13.4f} {count / max(1, tally.tokens):>7.1%}")
     return "\n".join(lines)
-
-
-@contextlib.contextmanager
-def progress() -> Iterator[Callable[[str, int, int], None]]:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    columns = (
-        TextColumn("{task.description:>10}"), BarColumn(), MofNCompleteColumn(), TextColumn("files"),
-        TimeRemainingColumn(),
-    )  # fmt: skip
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        tasks: dict[str, Any] = {}
-
-        def advance(phase: str, done: int, total: int) -> None:
-            if phase not in tasks:
-                tasks[phase] = bar.add_task(phase, total=total)
-            bar.update(tasks[phase], completed=done)
-
-        yield advance

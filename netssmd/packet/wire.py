@@ -39,8 +39,6 @@ URG: Final = 0x20
 ECE: Final = 0x40
 CWR: Final = 0x80
 
-RESERVED_BIT: Final = 4
-DONT_FRAGMENT: Final = 2
 MORE_FRAGMENTS: Final = 1
 
 ETHERTYPE_IPV4: Final = 0x0800
