@@ -18,8 +18,6 @@ TORCH_PINNED = torch==2.13.0
 TORCH_RANGE = torch>=2.4
 BUILD_REQUIREMENTS = "scikit-build-core>=0.11" "nanobind>=2.4" "mypy[mypyc]>=1.15" "cmake>=3.26" "ninja>=1.11"
 TEST_EXTRAS = train evaluate mqtt tap test
-# Programs that tests call where they are found; a test whose program is missing is skipped.
-APT_TEST_PACKAGES = tshark tcpdump iproute2
 APT_BUILD_PACKAGES = python3-venv python3-dev
 
 SHELL = /bin/bash
@@ -43,7 +41,7 @@ run: $(STAMPS)/package
 	@$(BIN)/python -c "import netssmd.model._cpu" 2>/dev/null || $(MAKE) --no-print-directory $(STAMPS)/torch
 	@exec $(BIN)/netssmd run $(ARGS)
 
-test: $(STAMPS)/package $(STAMPS)/test $(STAMPS)/apt-test
+test: $(STAMPS)/package $(STAMPS)/test $(STAMPS)/programs
 	NETSSMD_EXPECT_COMPILED=$$(command -v c++ >/dev/null && $(BIN)/python -c '$(HAS_HEADERS)' 2>/dev/null && echo 1) \
 	  $(BIN)/python -m pytest -q -n $(PYTEST_WORKERS) $(PYTEST_ARGS)
 
@@ -94,9 +92,6 @@ $(STAMPS)/dev: pyproject.toml tools/extras.py $(STAMPS)/venv
 	$(PIP) install -q -r $(STAMPS)/dev.txt
 	@touch $@
 
-$(STAMPS)/apt-test: | $(STAMPS)/venv
-	@if command -v tshark >/dev/null && command -v tcpdump >/dev/null && command -v ip >/dev/null; then :; \
-	elif $(CAN_APT); then { apt-get update -qq && $(APT_INSTALL) $(APT_TEST_PACKAGES) >/dev/null; } || \
-	  echo "netssmd: notice: could not install $(APT_TEST_PACKAGES): tests that need them are skipped"; \
-	else echo "netssmd: notice: not root, so $(APT_TEST_PACKAGES) are not installed: tests that need them are skipped"; fi
+$(STAMPS)/programs: tools/test_programs.sh | $(STAMPS)/venv
+	@tools/test_programs.sh
 	@touch $@
