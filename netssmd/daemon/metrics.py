@@ -1,202 +1,194 @@
-"""What Prometheus sees: the lanes' counters in, the exposition out.
+"""What Prometheus sees: one row a metric, read from the lanes' counters at the moment of the scrape.
 
-One row of METRICS is one metric: name, kind, help, labels, and where its values come from. Label values are traffic
-labels and reasons only, so the number of series is bounded by the model, whatever the daemon does. Seconds and bytes
-are base units; counters end in `_total` (the exposition adds it).
+    METRICS: topic -> rows        Row: name, kind, labels, help, read(service)        LABELS: label -> its values
+
+The exposition, docs/metrics.md and the tests read the rows; a new metric is one row (then `python tools/metrics.py`,
+which writes the document and the golden exposition). What `read` returns follows from the row:
+
+    counter, gauge without labels     a number
+    counter, gauge with labels        a dict: label value, or a tuple of them, to number
+    histogram                         a `Histogram`, or a dict of them
+
+Names are in base units: what is counted in nanoseconds says `per=SECOND`. A counter's `_total` is added by the
+exposition. Label values come from the sets that LABELS names, never from sessions or addresses, so the number of series
+is bounded whatever the daemon does. Each counter has one writer, a lane; reading takes no lock, so a scrape holds no
+packet up.
 """
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from prometheus_client import CollectorRegistry, start_http_server
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client import CollectorRegistry, ProcessCollector
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from netssmd.errors import OutputError
+from netssmd.daemon.histogram import Histogram
 
 if TYPE_CHECKING:
     from netssmd.daemon.service import Service
 
-Values = Iterable[tuple[tuple[str, ...], float]]
+SECOND = 1_000_000_000
+
+Number: TypeAlias = int | float
+Values: TypeAlias = "Number | Histogram | Mapping[Any, Number] | Mapping[Any, Histogram]"
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One metric. `values` gives (label values, value) pairs."""
+    """One metric. `read` gives its values in units of which `per` make one of the name's."""
 
     name: str
-    kind: str  # counter | gauge
-    help: str
+    kind: Literal["counter", "gauge", "histogram"]
     labels: tuple[str, ...]
-    values: Callable[[Service], Values]
+    help: str
+    read: Callable[[Service], Values]
+    per: int = 1
+
+    @property
+    def exposed(self) -> str:
+        """The name as queries write it."""
+        return f"{self.name}_total" if self.kind == "counter" else self.name
 
 
-def _one(value: float) -> Values:
-    return [((), value)]
+LABELS: dict[str, str] = {
+    "label": "traffic labels of the model",
+    "reason": "`end` by itself, cut at `packets` or `duration`, `stopped` with the daemon, `broken` state",
+    "version": "of netssmd",
+    "model": "name and the first digits of its hash",
+    "backend": "`cpu`, `torch` or `cuda`, with the instruction set",
+}
+"""Where the values of each label come from: all that may stand in a row's `labels`."""
 
-
-def _by_label(counts: dict[str, int]) -> Values:
-    return [((label,), value) for label, value in sorted(counts.items())]
-
-
-METRICS: tuple[Row, ...] = (
-    Row(
-        "netssmd_packets",
-        "counter",
-        "Packets sent to the sinks.",
-        ("label",),
-        lambda s: _by_label(s.output.counters.packets),
+METRICS: dict[str, tuple[Row, ...]] = {
+    "Traffic": (
+        Row("netssmd_packets", "counter", ("label",), "Packets sent to the sinks.",
+            lambda s: s.output.counters.packets),
+        Row("netssmd_bytes", "counter", ("label",), "Bytes of these packets on the wire.",
+            lambda s: s.output.counters.bytes),
     ),
-    Row(
-        "netssmd_bytes",
-        "counter",
-        "Bytes of these packets on the wire.",
-        ("label",),
-        lambda s: _by_label(s.output.counters.bytes),
+    "Sessions": (
+        Row("netssmd_sessions_active", "gauge", ("label",), "Sessions that hold a slot.", lambda s: s.active()),
+        Row("netssmd_sessions_started", "counter", ("label",), "Sessions started.", lambda s: s.started()),
+        Row("netssmd_sessions_ended", "counter", ("label", "reason"), "Sessions ended, by what ended them.",
+            lambda s: s.ended()),
+        Row("netssmd_arrivals_deferred", "counter", (), "Arrivals that waited for a free place.",
+            lambda s: s.board.arrivals.deferred),
+        Row("netssmd_addresses_reused", "counter", (), "Addresses dealt again because a pool was used up.",
+            lambda s: s.sum("reused")),
     ),
-    Row("netssmd_sessions_active", "gauge", "Sessions that hold a slot.", ("label",), lambda s: _by_label(s.active())),
-    Row("netssmd_sessions_started", "counter", "Sessions started.", ("label",), lambda s: _by_label(s.started())),
-    Row(
-        "netssmd_sessions_ended",
-        "counter",
-        "Sessions ended, by what ended them.",
-        ("label", "reason"),
-        lambda s: [(key, value) for key, value in sorted(s.ended().items())],
+    "Model": (
+        Row("netssmd_tokens", "counter", (), "Tokens drawn or forced.", lambda s: s.sum("tokens")),
+        Row("netssmd_steps", "counter", (), "Backend steps; tokens by steps is the mean batch.",
+            lambda s: s.sum("steps")),
+        Row("netssmd_step_seconds", "counter", (), "Time in steps, codec and rendering included, over all threads.",
+            lambda s: s.sum("step_ns"), per=SECOND),
     ),
-    Row(
-        "netssmd_arrivals_deferred",
-        "counter",
-        "Arrivals that waited for a free place.",
-        (),
-        lambda s: _one(s.board.arrivals.deferred),
+    "Timing": (
+        Row("netssmd_deficit_seconds", "counter", (),
+            "How far session clocks were moved because generation could not keep up.",
+            lambda s: s.sum("deficit_ns"), per=SECOND),
+        Row("netssmd_throttled_seconds", "counter", (),
+            "How far session clocks were moved by the cap on the packet rate.",
+            lambda s: s.sum("throttled_ns"), per=SECOND),
+        Row("netssmd_lateness_seconds", "gauge", (), "How long after its time the last packet left.",
+            lambda s: s.output.counters.lateness_ns, per=SECOND),
+        Row("netssmd_lateness_max_seconds", "gauge", (), "The same, worst since the start.",
+            lambda s: s.output.counters.lateness_max_ns, per=SECOND),
+        Row("netssmd_late_packets", "counter", (), "Packets that left more than 10 ms after their time.",
+            lambda s: s.output.counters.late),
+        Row("netssmd_held_packets", "gauge", (), "Packets that wait for their time.", lambda s: s.output.counters.held),
+        Row("netssmd_inbox_batches", "gauge", (), "Batches between engine and output threads.",
+            lambda s: s.board.inbox.qsize()),
     ),
-    Row("netssmd_tokens", "counter", "Tokens drawn or forced.", (), lambda s: _one(s.sum("tokens"))),
-    Row(
-        "netssmd_steps",
-        "counter",
-        "Backend steps; tokens by steps is the mean batch.",
-        (),
-        lambda s: _one(s.sum("steps")),
+    "Files": (
+        Row("netssmd_files_written", "counter", (), "Capture files completed.", lambda s: s.files_written()),
+        Row("netssmd_packets_dropped", "counter", (), "Packets that the file sink could not write.",
+            lambda s: s.packets_dropped()),
     ),
-    Row(
-        "netssmd_step_seconds",
-        "counter",
-        "Time in steps, codec and rendering included, over all threads.",
-        (),
-        lambda s: _one(s.sum("step_ns") / 1e9),
+    "Process": (
+        Row("netssmd_build_info", "gauge", ("version", "model", "backend"), "Always 1.", lambda s: {s.build_info(): 1}),
     ),
-    Row(
-        "netssmd_deficit_seconds",
-        "counter",
-        "How far session clocks were moved because generation could not keep up.",
-        (),
-        lambda s: _one(s.sum("deficit_ns") / 1e9),
-    ),
-    Row(
-        "netssmd_throttled_seconds",
-        "counter",
-        "How far session clocks were moved by the cap on the packet rate.",
-        (),
-        lambda s: _one(s.sum("throttled_ns") / 1e9),
-    ),
-    Row(
-        "netssmd_lateness_seconds",
-        "gauge",
-        "How long after its time the last packet left.",
-        (),
-        lambda s: _one(s.output.counters.lateness_ns / 1e9),
-    ),
-    Row(
-        "netssmd_lateness_max_seconds",
-        "gauge",
-        "The same, worst since the start.",
-        (),
-        lambda s: _one(s.output.counters.lateness_max_ns / 1e9),
-    ),
-    Row(
-        "netssmd_late_packets",
-        "counter",
-        "Packets that left more than 10 ms after their time.",
-        (),
-        lambda s: _one(s.output.counters.late),
-    ),
-    Row(
-        "netssmd_held_packets", "gauge", "Packets that wait for their time.", (), lambda s: _one(s.output.counters.held)
-    ),
-    Row(
-        "netssmd_inbox_batches",
-        "gauge",
-        "Batches between engine and output threads.",
-        (),
-        lambda s: _one(s.board.inbox.qsize()),
-    ),
-    Row("netssmd_files_written", "counter", "Capture files completed.", (), lambda s: _one(s.files_written())),
-    Row(
-        "netssmd_packets_dropped",
-        "counter",
-        "Packets that the file sink could not write.",
-        (),
-        lambda s: _one(s.packets_dropped()),
-    ),
-    Row(
-        "netssmd_addresses_reused",
-        "counter",
-        "Addresses dealt again because a pool was used up.",
-        (),
-        lambda s: _one(s.sum("reused")),
-    ),
-    Row(
-        "netssmd_build_info",
-        "gauge",
-        "Always 1; version, model and backend as labels.",
-        ("version", "model", "backend"),
-        lambda s: [(s.build_info(), 1)],
-    ),
-)
+}  # fmt: skip
 
 
 class ServiceCollector(Collector):
-    """Reads the counters at the moment of the scrape."""
+    """Reads the rows at the moment of the scrape."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
 
     def collect(self) -> Iterator[Metric]:
-        for row in METRICS:
-            kind: Any = CounterMetricFamily if row.kind == "counter" else GaugeMetricFamily
-            family = kind(row.name, row.help, labels=row.labels)
-            for labels, value in row.values(self._service):
-                family.add_metric(list(labels), value)
-            yield family
+        for rows in METRICS.values():
+            for row in rows:
+                yield _family(row, row.read(self._service))
 
 
-@dataclass(slots=True)
-class MetricsServer:
-    """A running HTTP server; `close` stops it."""
-
-    url: str
-    _server: Any
-    _thread: threading.Thread
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join(2)
+FAMILIES: dict[str, Any] = {
+    "counter": CounterMetricFamily, "gauge": GaugeMetricFamily, "histogram": HistogramMetricFamily,
+}  # fmt: skip
 
 
-def serve(service: Service, address: str, port: int) -> MetricsServer:
-    """Serve /metrics on its own thread. Raises OutputError if the port is taken."""
-    registry = CollectorRegistry()
-    registry.register(ServiceCollector(service))
-    try:
-        server, thread = start_http_server(port, address, registry)
-    except OSError as error:
-        raise OutputError(
-            f"metrics: {address}:{port} cannot be opened: {error.strerror}; "
-            "set metrics.port to a free port, or to 0 for none"
-        ) from None
-    return MetricsServer(f"http://{address}:{server.server_port}/metrics", server, thread)
+def _family(row: Row, values: Values) -> Metric:
+    family = FAMILIES[row.kind](row.name, row.help, labels=row.labels, unit=_unit(row.name))
+    by_labels: dict[Any, Any] = dict(values) if isinstance(values, Mapping) else {(): values}  # a copy: lanes add keys
+    for key, value in sorted(by_labels.items()):
+        labels = [key] if isinstance(key, str) else list(key)
+        if isinstance(value, Histogram):
+            family.add_metric(labels, _cumulative(value, row.per), value.sum / row.per)
+        else:
+            family.add_metric(labels, value / row.per)
+    metric: Metric = family
+    return metric
+
+
+def _unit(name: str) -> str:
+    """OpenMetrics' unit: the end of the name, if that is one."""
+    end = name.rpartition("_")[2]
+    return end if end in ("seconds", "bytes") else ""
+
+
+def _cumulative(histogram: Histogram, per: int) -> list[tuple[str, float]]:
+    """Prometheus' buckets: (upper bound, values up to it)."""
+    counts, below, buckets = list(histogram.counts), 0, []
+    for bound, count in zip([*(f"{bound / per:g}" for bound in histogram.bounds), "+Inf"], counts):
+        below += count
+        buckets.append((bound, float(below)))
+    return buckets
+
+
+def registry(service: Service, process: bool = True) -> CollectorRegistry:
+    """The service's own registry; `process` adds memory, processor time and open files of this process."""
+    made = CollectorRegistry(auto_describe=False)
+    made.register(ServiceCollector(service))
+    if process:
+        ProcessCollector(registry=made)
+    return made
+
+
+def document() -> str:
+    """docs/metrics.md."""
+    lines = [INTRODUCTION]
+    for topic, rows in METRICS.items():
+        lines += [f"## {topic}", "", "| metric | kind; labels | |", "|---|---|---|"]
+        for row in rows:
+            labels = f"; {', '.join(row.labels)}" if row.labels else ""
+            lines.append(f"| `{row.exposed}` | {row.kind}{labels} | {row.help} |")
+        lines.append("")
+    lines += ["## Labels", "", "| label | values |", "|---|---|"]
+    lines += [f"| `{label}` | {values} |" for label, values in LABELS.items()]
+    return "\n".join(lines) + "\n"
+
+
+INTRODUCTION = """\
+# Metrics
+
+Written by `python tools/metrics.py` from `METRICS` in `netssmd/daemon/metrics.py`; a test holds the two equal.
+
+`http://127.0.0.1:9464/metrics` gives them in Prometheus' text format, or in OpenMetrics to a scraper that accepts it.
+Units are base units: seconds, bytes. The values of labels come from the sets below, never from sessions or addresses,
+so the number of series is bounded. `process_resident_memory_bytes`, `process_cpu_seconds_total`, `process_open_fds` and
+their like tell of the daemon's process.
+"""

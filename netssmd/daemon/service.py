@@ -35,7 +35,7 @@ from netssmd.output.ledger import Ledger, SessionMeta
 from netssmd.output.pcap_ring import PcapRing
 
 if TYPE_CHECKING:
-    from netssmd.daemon.metrics import MetricsServer
+    from netssmd.daemon.web import MetricsServer
 
 SECOND = 1_000_000_000
 SWITCH_SECONDS = 0.0005  # the interpreter's turn between engine threads: a step is shorter than Python's usual 5 ms
@@ -226,7 +226,7 @@ class Service:
 
     def _serve_metrics(self) -> None:
         if self.config.metrics.port:
-            from netssmd.daemon.metrics import serve
+            from netssmd.daemon.web import serve
 
             self.metrics = serve(self, self.config.metrics.address, self.config.metrics.port)
 
