@@ -142,12 +142,14 @@ class _StatusLine:
         self._logged_ns = time.monotonic_ns()
 
     def show(self, service: "Service") -> None:
+        from netssmd.daemon.status import line
+
         if self._terminal:
-            _say(f"\r\x1b[K{service.status()}", nl=False)
+            _say(f"\r\x1b[K{line(service.status())}", nl=False)
             self._shown = True
         elif time.monotonic_ns() - self._logged_ns >= PLAIN_STATUS_NS:
             self._logged_ns = time.monotonic_ns()
-            logging.getLogger("netssmd").info(service.status())
+            logging.getLogger("netssmd").info(line(service.status()))
 
     def clear(self) -> None:
         """Leave the terminal on a new line."""

@@ -14,6 +14,13 @@ calls `on_death` and ends. Two paces:
   would hold it where it is.
 
 Wall time is read once and then advanced by the monotonic clock: a stepped clock neither stops nor bunches the stream.
+
+All lanes live in *session time*. It is wall time less the pauses: while the daemon is paused it stands still, nothing
+is made and nothing sent, and afterwards it lags behind the wall by the length of the pause. The output lane adds that
+lag to each packet that leaves, so every live session and every held packet has moved on by the pause, and nothing
+bunches up.
+
+What the control thread wants of a lane it puts into the lane's `orders`; the lane does it between two steps.
 """
 
 from __future__ import annotations
@@ -41,23 +48,58 @@ LATE_NS = 10 * MILLISECOND  # a packet that leaves later than this after its tim
 FLUSH_PACKETS = 64
 FLUSH_NS = 5 * MILLISECOND
 IDLE_SECONDS = 0.005
+PAUSE_SECONDS = 0.02  # between two looks whether a pause is over
 INBOX_BATCHES = 64
 
 
 class Clock(Protocol):
-    """Live wall-clock time, or a stand-in."""
+    """Session time at live pace, or a stand-in."""
 
     def now_ns(self) -> int: ...
 
+    def wall_ns(self) -> int: ...
+
+    @property
+    def lag_ns(self) -> int:
+        """What session time is behind wall time: the sum of the pauses that are over."""
+
+    def pause(self) -> None: ...
+
+    def resume(self) -> None: ...
+
 
 class WallClock:
-    """Wall-clock nanoseconds that never step: read once, then carried on by the monotonic clock."""
+    """Wall-clock nanoseconds that never step (read once, then carried on by the monotonic clock), less the pauses.
 
-    def __init__(self) -> None:
-        self._offset_ns = time.time_ns() - time.monotonic_ns()
+    `pause` and `resume` are called by one thread at a time; all may read.
+    """
+
+    def __init__(self, monotonic_ns: Callable[[], int] = time.monotonic_ns) -> None:
+        self._monotonic_ns = monotonic_ns
+        self.wall_offset_ns = time.time_ns() - monotonic_ns()  # wall time less monotonic time
+        self._state = (self.wall_offset_ns, 0)  # session time less monotonic time; where it stands still, or 0
 
     def now_ns(self) -> int:
-        return time.monotonic_ns() + self._offset_ns
+        offset_ns, still_ns = self._state
+        return still_ns or self._monotonic_ns() + offset_ns
+
+    def wall_ns(self) -> int:
+        """Wall time, pauses or not: what packets that leave now carry."""
+        return self._monotonic_ns() + self.wall_offset_ns
+
+    @property
+    def lag_ns(self) -> int:
+        return self.wall_offset_ns - self._state[0]
+
+    def pause(self) -> None:
+        """Stand still."""
+        self._state = (self._state[0], self.now_ns())
+
+    def resume(self) -> None:
+        """Go on from there."""
+        still_ns = self._state[1]
+        if still_ns:
+            self._state = (still_ns - self._monotonic_ns(), 0)
 
 
 @dataclass(slots=True)
@@ -85,7 +127,7 @@ class OutputCounters:
     lateness_ns: int = 0  # of the last packet
     lateness_max_ns: int = 0
     cut: int = 0  # made, but not yet due when the daemon stopped
-    first_ns: int = 0  # time of the first and the last packet sent
+    first_ns: int = 0  # session time of the first and the last packet sent
     last_ns: int = 0
     held: int = 0  # packets waiting for their time or for a slower session
 
@@ -105,7 +147,7 @@ class _Batch:
 
 
 class Board:
-    """What the lanes share: floors, live counts, arrivals, the inbox. The lock guards arrivals only."""
+    """What the lanes share: floors, live counts, arrivals, the inbox, pauses. The lock guards arrivals and pauses."""
 
     def __init__(
         self,
@@ -133,6 +175,31 @@ class Board:
         self.inbox: queue.Queue[_Batch | None] = queue.Queue(INBOX_BATCHES)
         self.stop = threading.Event()  # finish what is begun
         self.broken = threading.Event()  # a lane died: nobody may wait for another any more
+        self.pauses: dict[str, int] = {}  # reason -> monotonic ns since when; paused while there is any
+        self.paused_ns = 0  # of the pauses that are over
+
+    def pause(self, reason: str) -> bool:
+        """Make and send nothing until every reason is gone. Any thread; False if this reason was there already."""
+        with self.lock:
+            if reason in self.pauses:
+                return False
+            if not self.pauses and self.clock:
+                self.clock.pause()
+            self.pauses = self.pauses | {reason: time.monotonic_ns()}  # a new one: others read without the lock
+            return True
+
+    def resume(self, reason: str) -> bool:
+        """Take a reason away. Any thread; False if it was not there."""
+        with self.lock:
+            if reason not in self.pauses:
+                return False
+            left = {name: since_ns for name, since_ns in self.pauses.items() if name != reason}
+            if not left:
+                self.paused_ns += time.monotonic_ns() - min(self.pauses.values())
+                if self.clock:
+                    self.clock.resume()
+            self.pauses = left
+            return True
 
     @property
     def floor_ns(self) -> int:
@@ -161,13 +228,20 @@ class EngineLane:
     """One engine thread: a scheduler on a backend of its own, fed by the board."""
 
     def __init__(
-        self, index: int, board: Board, scheduler: Scheduler, open_session: Callable[[SessionInfo], Session]
+        self,
+        index: int,
+        board: Board,
+        scheduler: Scheduler,
+        open_session: Callable[[SessionInfo], Session],
+        on_end: Callable[[Session], None] | None = None,
     ) -> None:
         self.index = index
         self.board = board
         self.scheduler = scheduler
         self.open_session = open_session
+        self.on_end = on_end
         self.counters = EngineCounters()
+        self.orders: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
         self._packets: list[OutPacket] = []
         self._ended: list[Session] = []
         self._flushed_ns = 0
@@ -185,8 +259,13 @@ class EngineLane:
         self._flush(FOR_EVER)
 
     def turn(self) -> None:
-        """Admit, step once, hand over."""
+        """Do what was ordered; unless paused, admit, step once, hand over."""
         board, scheduler = self.board, self.scheduler
+        _obey(self.orders)
+        if board.pauses:
+            self._flush(board.floors[self.index])
+            board.stop.wait(PAUSE_SECONDS)
+            return
         now_ns = board.clock.now_ns() if board.clock else 0
         self._admit(now_ns)
         horizon_ns = self._horizon_ns(now_ns)
@@ -262,6 +341,8 @@ class EngineLane:
                 heapq.heappop(self._places_ns)
         counters.reused += session.identities.reused if session.identities else 0
         self._ended.append(session)
+        if self.on_end:
+            self.on_end(session)
 
     def _flush(self, floor_ns: int) -> None:
         """Hand over what was made, then (and only then) promise the floor, then give ended sessions' places free."""
@@ -299,7 +380,7 @@ class OutputLane:
         self._flushed_ns = 0
         self.counters = OutputCounters()
         self.release = Release()
-        self.rotate = threading.Event()
+        self.orders: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
         self._ended: list[Session] = []
         self._over = False
 
@@ -330,13 +411,25 @@ class OutputLane:
         while self._take(0):
             pass
         now_ns = board.clock.now_ns() if board.clock else None
-        self._send(self.release.up_to(min(floor_ns, board.end_ns), now_ns), now_ns)
+        if not board.pauses:
+            self._send(self.release.up_to(min(floor_ns, board.end_ns), now_ns), now_ns)
         board.held = self.counters.held = len(self.release)
-        if self.rotate.is_set():
-            self.rotate.clear()
+        _obey(self.orders)
+        self._flush_sinks(board.clock.wall_ns() if board.clock else self.release.released_ns)
+
+    @property
+    def _lag_ns(self) -> int:
+        """From session time to the time that a packet carries. Read it after the clock: a pause may lie between."""
+        return self.board.clock.lag_ns if self.board.clock else 0
+
+    def rotate(self) -> None:
+        """Begin a new file. Any thread."""
+
+        def order() -> None:
             for sink in self.sinks:
                 sink.rotate()
-        self._flush_sinks(now_ns if now_ns is not None else self.release.released_ns)
+
+        self.orders.put(order)
 
     def _flush_sinks(self, now_ns: int) -> None:
         """Once a second of real time; `now_ns` is on the packets' clock."""
@@ -348,6 +441,8 @@ class OutputLane:
 
     def _wait_seconds(self) -> float:
         next_ns = self.release.next_ns
+        if self.board.pauses:
+            return PAUSE_SECONDS
         if self.board.clock is None or next_ns is None:
             return 0.05
         return min(max((next_ns - self.board.clock.now_ns()) / 1e9, 0.0005), 0.05)
@@ -379,12 +474,12 @@ class OutputLane:
                     self._session_over(session)
 
     def _outgoing(self, packets: list[OutPacket]) -> list[Outgoing]:
-        metas, batch = self._metas, []
+        metas, batch, lag_ns = self._metas, [], self._lag_ns
         for ts_ns, data, orig_len, info, _, flow, direction, _ in packets:
             meta = metas.get(info.number)
             if meta is None:
                 meta = metas[info.number] = self.describe(info)
-            batch.append(Outgoing(Packet(ts_ns, data, orig_len), meta, flow, direction))
+            batch.append(Outgoing(Packet(ts_ns + lag_ns, data, orig_len), meta, flow, direction))
         return batch
 
     def _session_over(self, session: Session) -> None:
@@ -412,15 +507,35 @@ class OutputLane:
         """At the end, topspeed: all there is goes out. Live: what is still to come is waited for if the daemon ended by
         itself; if it was stopped, what lies in the future did not happen."""
         board = self.board
+        self._sit_out_pauses()
         now_ns = board.clock.now_ns() if board.clock else None
         self._send(self.release.up_to(min(FOR_EVER, board.end_ns), now_ns), now_ns)
         while board.clock and not board.stop.is_set() and (self.release.next_ns or FOR_EVER) < board.end_ns:
             board.stop.wait(self._wait_seconds())
+            self._sit_out_pauses()
             now_ns = board.clock.now_ns()
             self._send(self.release.up_to(board.end_ns, now_ns), now_ns)
         self.counters.cut = len(self.release)
         for session in self._ended:
             self._session_over(session)
+
+
+    def _sit_out_pauses(self) -> None:
+        """Wait until no pause is left, or the daemon is stopped; orders are obeyed meanwhile."""
+        while True:
+            _obey(self.orders)
+            if not self.board.pauses or self.board.stop.wait(PAUSE_SECONDS):
+                return
+
+
+def _obey(orders: queue.SimpleQueue[Callable[[], object]]) -> None:
+    """Do all that is in there."""
+    while True:
+        try:
+            order = orders.get_nowait()
+        except queue.Empty:
+            return
+        order()
 
 
 def start_thread(name: str, work: Callable[[], None], on_death: Callable[[BaseException], None]) -> threading.Thread:

@@ -3,7 +3,7 @@
 The asyncio loop (uvloop where installed) is the control thread. It starts the engine lanes and the output lane (see
 lanes.py), serves metrics, answers signals and tells systemd; it never touches a packet. HUP begins a new file, USR1
 logs the counters, TERM and INT finish cleanly: what was due is written, files are closed and renamed; a second INT does
-not wait. A lane that dies takes the daemon down.
+not wait. A lane that dies takes the daemon down. Pauses have reasons, and last while there is any (see lanes.py).
 """
 
 from __future__ import annotations
@@ -20,16 +20,19 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from netssmd import __version__
 from netssmd.daemon.config import Config
+from netssmd.daemon.events import Events
 from netssmd.daemon.lanes import Board, EngineCounters, EngineLane, OutputLane, WallClock, start_thread
 from netssmd.daemon.notify import notify, watchdog_seconds
+from netssmd.daemon.status import Rates, Status, line, status_of
 from netssmd.engine.mix import Arrivals, RateCap, TrafficMix
 from netssmd.engine.plan import AddressPlan, address_plan
 from netssmd.engine.scheduler import FOR_EVER, Backend, Scheduler
 from netssmd.engine.session import Limits, Session, SessionInfo, Temperatures
+from netssmd.errors import NetssmdError
 from netssmd.output.file_sink import FileSink
 from netssmd.output.ledger import Ledger, SessionMeta
 from netssmd.output.pcap_ring import PcapRing
@@ -37,6 +40,7 @@ from netssmd.output.pcap_ring import PcapRing
 if TYPE_CHECKING:
     from netssmd.daemon.web import MetricsServer
 
+T = TypeVar("T")
 SECOND = 1_000_000_000
 SWITCH_SECONDS = 0.0005  # the interpreter's turn between engine threads: a step is shorter than Python's usual 5 ms
 FORCED = 130
@@ -110,6 +114,10 @@ class Service:
         self.plan = address_plan(addresses.clients, addresses.servers, addresses.mac_prefix, self.seed)
         self.limits = Limits(traffic.session_packets, traffic.session_duration)
         self.temperatures = model.temperatures(traffic.temperature, traffic.temperatures)
+        self.slots = traffic.concurrency
+        self.cap_packets_per_second = traffic.packets_per_second
+        self.events = Events()
+        self.rates = Rates()
         self.lanes: list[EngineLane] = []
         self.output: OutputLane
         self.board: Board
@@ -139,10 +147,10 @@ class Service:
             start_ns + duration_ns if duration_ns else FOR_EVER, config.engine.queue_packets,
         )  # fmt: skip
         for index in range(self.threads):
-            cap = RateCap(traffic.packets_per_second / self.threads)
+            cap = RateCap(self.cap_packets_per_second / self.threads)
             slots = range(index * share, (index + 1) * share)
             scheduler = Scheduler(backend, config.engine.group, cap, slots)
-            self.lanes.append(EngineLane(index, self.board, scheduler, self._open_session))
+            self.lanes.append(EngineLane(index, self.board, scheduler, self._open_session, self._session_ended))
         sinks = [FileSink(self.ring, self._ledger)]
         self.output = OutputLane(self.board, sinks, self._describe)
 
@@ -159,17 +167,34 @@ class Service:
             snaplen=output.snaplen,
             min_free_bytes=output.free_disk,
             beside=self._ledger if output.ledger else None,
+            on_complete=lambda name, packets, size: self.events.emit(
+                "slice-closed", capture=name, packets=packets, bytes=size
+            ),
         )
 
     def _open_session(self, info: SessionInfo) -> Session:
         log.debug("session %d starts: %s %s", info.number, info.label, info.conditions)
+        self.events.emit(
+            "session-started", session=self.session_id(info), label=info.label, conditions=info.conditions
+        )
         output = self.config.output
         return self.model.session(
             info, self.plan, self.limits, self.temperatures, output.snaplen, payload=output.payload
         )
 
+    def _session_ended(self, session: Session) -> None:
+        info = session.info
+        self.events.emit(
+            "session-ended", session=self.session_id(info), label=info.label, reason=session.reason,
+            packets=session.packets,
+        )  # fmt: skip
+
+    def session_id(self, info: SessionInfo) -> str:
+        """A session's name in ledgers, events and commands; unique in a run."""
+        return f"{self.seed}-{info.number}"
+
     def _describe(self, info: SessionInfo) -> SessionMeta:
-        return SessionMeta(f"{self.seed}-{info.number}", info.label, info.conditions, info.seed, self.model.hash)
+        return SessionMeta(self.session_id(info), info.label, info.conditions, info.seed, self.model.hash)
 
     # --- running
     # -------------------------------------------------------------------------------------------------------
@@ -216,8 +241,10 @@ class Service:
                 helpers = [
                     group.create_task(self._every(status_seconds, lambda: on_status and on_status(self))),
                     group.create_task(self._every(watchdog_seconds(), lambda: notify("WATCHDOG=1"))),
+                    group.create_task(self._every(1.0, self._sample_rates)),
                 ]
                 await self._over.wait()
+                self.events.close()
                 for helper in helpers:
                     helper.cancel()
             notify("STOPPING=1")
@@ -266,6 +293,57 @@ class Service:
             await asyncio.sleep(seconds)
             work()
 
+    async def order(self, lane: EngineLane | OutputLane, work: Callable[[], T]) -> T:
+        """Have a lane's thread do `work` between two steps, and wait for its result. Raises what `work` raises, and
+        NetssmdError when the daemon ends first."""
+        done: asyncio.Future[T] = self._loop.create_future()
+
+        def settle(how: Callable[[], object]) -> None:
+            if not done.done():
+                how()
+
+        def ordered() -> None:
+            try:
+                result = work()
+            except BaseException as error:
+                caught = error
+                self._tell(lambda: settle(lambda: done.set_exception(caught)))
+            else:
+                self._tell(lambda: settle(lambda: done.set_result(result)))
+
+        lane.orders.put(ordered)
+        over = asyncio.ensure_future(self._over.wait())
+        try:
+            await asyncio.wait((done, over), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            over.cancel()
+        if not done.done():
+            done.cancel()
+            raise NetssmdError("the daemon is stopping")
+        return done.result()
+
+    # --- pausing
+    # -------------------------------------------------------------------------------------------------------
+
+    def pause(self, reason: str) -> None:
+        """Make and send nothing as long as this reason, or another one, stands. Any thread."""
+        if self.board.pause(reason):
+            log.info("paused: %s", reason)
+            self.events.emit("paused", reason=reason, reasons=list(self.board.pauses))
+
+    def resume(self, reason: str) -> None:
+        """Take the reason away; with the last one, all goes on where it was, later by the length of the pause. Any
+        thread."""
+        if self.board.resume(reason):
+            left = list(self.board.pauses)
+            log.info("resumed: %s%s", reason, f"; still paused: {', '.join(left)}" if left else "")
+            self.events.emit("resumed", reason=reason, reasons=left)
+
+    @property
+    def paused(self) -> bool:
+        """Whether any reason stands."""
+        return bool(self.board.pauses)
+
     # --- signals
     # -------------------------------------------------------------------------------------------------------
 
@@ -294,11 +372,11 @@ class Service:
 
     def rotate(self) -> None:
         """Begin a new file."""
-        self.output.rotate.set()
+        self.output.rotate()
         log.info("rotating")
 
     def _log_counters(self) -> None:
-        log.info(self.status())
+        log.info(line(self.status()))
 
     # --- reading the counters
     # ------------------------------------------------------------------------------------------
@@ -340,33 +418,25 @@ class Service:
         """Version, model, backend."""
         return __version__, f"{self.model.name}-{self.model.hash[:12]}", self.backend_name
 
-    def status(self) -> str:
-        """One line: how it goes."""
+    def _sample_rates(self) -> None:
         counters = self.output.counters
-        seconds = max(time.monotonic() - self._begun, 1e-9)
-        packets, size = counters.total_packets, counters.total_bytes
-        parts = [
-            f"{seconds:.0f} s",
-            f"{sum(self.active().values())} sessions",
-            f"{packets} packets",
-            f"{size / 1e6:.1f} MB",
-            f"{packets / seconds:.0f} packets/s",
-            f"{size * 8 / seconds / 1e6:.2f} Mbps",
-            f"{self.files_written()} files",
-        ]
-        if counters.late:
-            parts.append(f"{counters.late} late (worst {counters.lateness_max_ns / 1e6:.0f} ms)")
-        if (deficit_ns := self.sum("deficit_ns")) > SECOND // 10:
-            parts.append(f"deficit {deficit_ns / 1e9:.1f} s")
-        return ", ".join(parts)
+        self.rates.sample(time.monotonic_ns(), counters.packets.copy(), counters.total_bytes)
+
+    @property
+    def uptime_seconds(self) -> float:
+        """Since the lanes were started."""
+        return time.monotonic() - self._begun
+
+    def status(self) -> Status:
+        """How it goes, all of it; see status.py."""
+        return status_of(self)
 
     def report(self) -> Report:
         """The totals."""
         counters = self.output.counters
-        seconds = time.monotonic() - self._begun
         return Report(
-            counters.total_packets, counters.total_bytes, seconds, self.files_written(), self.packets_dropped(),
-            sum(self.started().values()),
+            counters.total_packets, counters.total_bytes, self.uptime_seconds, self.files_written(),
+            self.packets_dropped(), sum(self.started().values()),
         )  # fmt: skip
 
 

@@ -82,6 +82,7 @@ class PcapRing:
         snaplen: Bytes kept of a packet; 0 for whole packets.
         min_free_bytes: Floor of free space on the file system.
         beside: What is written beside each capture.
+        on_complete: Called with name, packets and bytes of each capture that is complete.
     Attributes:
         packets, bytes, files: Stored so far (bytes of PCAP), files completed.
         dropped: Packets lost because storage ran out.
@@ -103,6 +104,7 @@ class PcapRing:
         nanosecond: bool = True,
         on_full: Literal["stop", "drop"] = "stop",
         beside: Beside | None = None,
+        on_complete: Callable[[str, int, int], None] | None = None,
     ) -> None:
         if not prefix or "/" in prefix or "\0" in prefix or prefix.startswith("."):
             raise OutputError(f"prefix {prefix!r} of captures: expected the beginning of a file name, like netssmd")
@@ -117,6 +119,7 @@ class PcapRing:
         self._nanosecond = nanosecond
         self._drop = on_full == "drop"
         self._beside = beside
+        self._on_complete = on_complete
         self._complete: deque[str] = deque()  # captures in the directory, oldest first; kept for `max_files` only
         self._number = 0  # of the last capture begun, by any run
         self._slice: _Slice | None = None
@@ -306,6 +309,8 @@ class PcapRing:
         if self._beside is not None:
             self._beside.clear()
         self._sync_directory()
+        if self._on_complete is not None:
+            self._on_complete(current.name, current.packets, current.bytes)
         self._trim()
 
     def _finish_what_is_stored(self) -> None:
