@@ -11,7 +11,7 @@ from netssmd.model import cpu_backend
 from netssmd.model.backend import NonFiniteState
 from netssmd.model.config import ModelConfig
 from netssmd.model.cpu_backend import CpuBackend, available_isas
-from netssmd.model.sampling import draw, weights
+from netssmd.model.sampling import adjusted, draw, weights
 
 if not available_isas():
     pytest.skip(cpu_backend.missing_reason, allow_module_level=True)
@@ -309,6 +309,51 @@ def test_draws_equal_the_definition(isa: str, top_k: int, top_p: float) -> None:
     assert wrong <= 1  # the two exponentials may differ in the last bit right at a boundary
 
 
+@pytest.mark.parametrize("isa", ISAS)
+def test_factors_change_the_draw_as_defined(isa: str) -> None:
+    """Slots with factors and without, on every instruction set; what is forbidden never comes, at 0.0 neither."""
+    config = small()
+    backend = CpuBackend(config, lively(config), slots=3, isa=isa, top_k=20, top_p=0.95, weights="fp32")
+    backend.prefill(0, inputs(config, 5))
+    state = backend.save_state(0)
+    line = inputs(config, 1, 9)
+    logits = backend.logits_for(0, line[0])
+    rng = np.random.default_rng(5)
+    wrong = 0
+    for _ in range(200):
+        bounds = [sorted(rng.choice(config.vocab_size + 1, 2, replace=False).tolist()) for _ in range(3)]
+        sizes = [hi - lo for lo, hi in bounds]
+        factors = rng.choice(np.float32([0, 1, 1.8]), sum(sizes))
+        at = np.int32([sizes[2], -1, 0])  # in any order, the middle one without
+        for i in (0, 2):
+            factors[at[i] + rng.integers(sizes[i])] = 1
+        uniforms = np.float32([0.0, rng.random(), rng.random()])
+        temperature = float(rng.choice([0, 0.5, 1.0]))
+        for s in range(3):
+            backend.load_state(s, state)
+        tokens = backend.step(
+            np.arange(3, dtype=np.int32), np.repeat(line, 3, 0), np.int32(bounds), uniforms,
+            np.full(3, temperature, np.float32), factors, at,
+        )  # fmt: skip
+        for i, (lo, hi) in enumerate(bounds):
+            own = logits[lo:hi]
+            if at[i] >= 0:
+                assert factors[at[i] + tokens[i] - lo] > 0
+                own = adjusted(own, factors[at[i] : at[i] + hi - lo])
+            wrong += int(tokens[i]) != lo + draw(own, float(uniforms[i]), temperature, 20, 0.95)
+    assert wrong <= 2
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_a_token_that_the_head_forbids_is_not_drawn_at_zero(isa: str) -> None:
+    """A number of exactly 0 takes the first token of any weight: a bias of -1e4 has to leave none."""
+    config = ModelConfig(**{**small().to_json(), "head_bias": True})
+    tensors = lively(config)
+    tensors["lm_head.bias"] = np.where(np.arange(config.vocab_size) < 9, -1e4, 0).astype(np.float32)
+    backend = CpuBackend(config, tensors, slots=1, isa=isa)
+    assert step_all(backend, [0], inputs(config, 1), uniform=0.0)[0] >= 9
+
+
 def test_draws_follow_the_distribution() -> None:
     """Chi-square, alpha 1e-4."""
     stats = pytest.importorskip("scipy.stats")
@@ -368,6 +413,12 @@ def ints(*x) -> np.ndarray:
         ({"uniforms": np.float32([0.5, 0.5])}, "uniforms has 2 numbers"),
         ({"temperatures": np.float32([-1])}, "temperature -1"),
         ({"temperatures": np.float32([])}, "temperatures has 0 numbers"),
+        ({"factors": np.float32([1] * 5)}, "come together"),
+        ({"factors": np.float32([1] * 5), "factors_at": ints(0, 0)}, "factors_at has 2 numbers; 1 would be right"),
+        ({"factors": np.float32([1] * 5), "factors_at": ints(1)}, r"position 0 has 1\.\.5"),
+        ({"factors": np.float32([0] * 5), "factors_at": ints(0)}, "all are 0"),
+        ({"factors": np.float32([1, 1, -1, 1, 1]), "factors_at": ints(0)}, "-1.* is not a number of at least 0"),
+        ({"factors": np.float32([1, 1, np.nan, 1, 1]), "factors_at": ints(0)}, "is not a number of at least 0"),
     ],
 )
 def test_bad_arguments_are_named(change: dict, message: str) -> None:

@@ -15,7 +15,7 @@ from test_torch_backend import CONFIG, one_thread, rows, step, tensors  # noqa: 
 from netssmd.errors import NetssmdError  # noqa: E402
 from netssmd.model.backend import NonFiniteState, Sampling, open_backend, unpack_state  # noqa: E402
 from netssmd.model.cuda_backend import CudaBackend, draw_many, has_gpu  # noqa: E402
-from netssmd.model.sampling import draw  # noqa: E402
+from netssmd.model.sampling import adjusted, draw  # noqa: E402
 from netssmd.model.torch_backend import TorchBackend  # noqa: E402
 
 DEVICES = ["cpu", *(["cuda"] if has_gpu() else [])]
@@ -101,6 +101,28 @@ def test_draw_many_is_draw() -> None:
             for line, (low, high), u, t in zip(logits, ranges.tolist(), uniforms, temperatures)
         ]
         assert many == one
+    factors = rng.choice(np.float32([0, 1, 1, 1.8]), logits.shape)
+    factors[np.arange(200), lo] = 1
+    some = Sampling(top_k=4, top_p=0.6)
+    many = draw_many(*map(torch.from_numpy, (logits, ranges, uniforms, temperatures)), some, torch.from_numpy(factors))
+    one = [
+        low + draw(adjusted(line[low:high], f[low:high]), u, t, 4, 0.6)
+        for line, f, (low, high), u, t in zip(logits, factors, ranges.tolist(), uniforms, temperatures)
+    ]
+    assert many.tolist() == one
+
+
+def test_factors_of_one_call_do_not_reach_the_next() -> None:
+    """Slots with and without, then nobody with any, in the buffers of one batch size."""
+    a, b = TorchBackend(CONFIG, tensors(), 3), CudaBackend(CONFIG, tensors(), 3, device="cpu", sizes=(4,))
+    rng = np.random.default_rng(6)
+    slots, ranges = np.arange(3, dtype=np.int32), np.tile(np.int32([3, 37]), (3, 1))
+    for t in range(20):
+        factors = rng.choice(np.float32([0, 1.8]), 34)
+        factors[5] = 1
+        given = (factors, np.int32([-1, 0, -1])) if t % 2 else ()
+        call = (slots, rows(3, seed=t), ranges, rng.random(3, dtype=np.float32), np.ones(3, np.float32), *given)
+        assert a.step(*call).tolist() == b.step(*call).tolist()
 
 
 @pytest.mark.skipif(has_gpu(), reason="there is a GPU here")

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from netssmd.model.sampling import draw, weights
+from netssmd.model.sampling import adjusted, draw, weights
 
 scipy_stats = pytest.importorskip("scipy.stats")
 
@@ -81,3 +81,13 @@ def test_a_draw_is_always_a_kept_member(logits, uniform, temperature, top_k, top
         assert index == int(np.argmax(array))
     elif len(array) > 1:
         assert weights(array, temperature, top_k, top_p)[index] > 0
+
+
+def test_factors_penalize_and_forbid() -> None:
+    logits = np.array([3.6, -1.0, 2.0, 0.0], np.float32)
+    assert adjusted(logits, np.ones(4, np.float32)).tolist() == logits.tolist()
+    found = adjusted(logits, np.array([1.8, 1.8, 0.0, 1.8], np.float32))
+    np.testing.assert_allclose(found, [2.0, -1.8, -np.inf, 0.0], rtol=1e-6)
+    assert {draw(found, u / 100) for u in range(100)} == {0, 1, 3}
+    assert draw(adjusted(logits, np.array([0, 0, 1, 0], np.float32)), 0.0) == 2
+    assert draw(adjusted(logits, np.array([0, 0, 1, 0], np.float32)), 0.5, 0.0) == 2

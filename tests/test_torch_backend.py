@@ -9,10 +9,10 @@ torch = pytest.importorskip("torch")
 
 from netssmd.codec.vocab import Vocabulary  # noqa: E402
 from netssmd.errors import CheckpointError, ConfigError, UsageError  # noqa: E402
-from netssmd.model.backend import NonFiniteState, Sampling, open_backend  # noqa: E402
+from netssmd.model.backend import NonFiniteState, Sampling, check_factors, open_backend  # noqa: E402
 from netssmd.model.checkpoint import save_checkpoint  # noqa: E402
 from netssmd.model.config import ModelConfig  # noqa: E402
-from netssmd.model.sampling import draw  # noqa: E402
+from netssmd.model.sampling import adjusted, draw  # noqa: E402
 from netssmd.model.torch_backend import TorchBackend  # noqa: E402
 
 CONFIG = ModelConfig(d_model=32, n_layer=2, vocab_size=40, rows=50, d_state=16, headdim=16, chunk_size=8)
@@ -93,6 +93,42 @@ def test_a_token_is_drawn_from_its_range_by_the_sampling_functions() -> None:
         token = int(step(a, [0], line, [u], lo, hi, 0.8)[0])
         logits = b.logits_for(0, line[0])[lo:hi]
         assert token == lo + draw(logits, np.float32(u), np.float32(0.8), 5, 0.9)
+
+
+def test_factors_change_the_draw_of_those_slots_that_have_some() -> None:
+    sampling = Sampling(top_k=7, top_p=0.9)
+    a, b = backend(sampling=sampling), backend()
+    rng = np.random.default_rng(4)
+    for t in range(30):
+        inputs, uniforms = rows(3, seed=t), rng.random(3, dtype=np.float32)
+        ranges = np.array([[3, 37], [0, 40], [10, 12]], np.int32)
+        factors = rng.choice(np.float32([0, 1, 1.8]), 36)
+        factors[[2, 35]] = 1
+        at = np.array([0, -1, 34], np.int32)
+        tokens = a.step(np.arange(3, dtype=np.int32), inputs, ranges, uniforms, np.ones(3, np.float32), factors, at)
+        for i, (token, (lo, hi)) in enumerate(zip(tokens.tolist(), ranges.tolist())):
+            logits = b.logits_for(i, inputs[i])[lo:hi]
+            if at[i] >= 0:
+                logits = adjusted(logits, factors[at[i] : at[i] + hi - lo])
+                assert factors[at[i] + token - lo] > 0
+            assert token == lo + draw(logits, uniforms[i], np.float32(1), 7, 0.9)
+
+
+@pytest.mark.parametrize(
+    ("factors", "at", "message"),
+    [
+        ([1, 1], None, "come together"),
+        ([1, 1, 1], [0, 0], "factors_at has 2 numbers; 1 would be right"),
+        ([1, 1], [0], "position 0 has 0..2"),
+        ([1, -1, 1], [0], "finite and 0 or more"),
+        ([1, np.inf, 1], [0], "finite and 0 or more"),
+        ([0, 0, 0], [0], "one above 0"),
+    ],
+)
+def test_factors_that_do_not_fit_are_refused(factors, at, message: str) -> None:
+    at = None if at is None else np.array(at, np.int32)
+    with pytest.raises(ValueError, match=message):
+        check_factors(np.array([[4, 7]], np.int32), np.array(factors, np.float32), at)
 
 
 def test_what_does_not_fit_is_refused_before_any_state_changes() -> None:

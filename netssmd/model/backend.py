@@ -50,11 +50,21 @@ class Backend(Protocol):
     def prefill(self, slot: int, rows: Ints) -> None:
         """Consumes inputs, each a line of embedding rows [T, W]; draws nothing."""
 
-    def step(self, slots: Ints, rows: Ints, ranges: Ints, uniforms: Floats, temperatures: Floats) -> Ints:
+    def step(
+        self,
+        slots: Ints,
+        rows: Ints,
+        ranges: Ints,
+        uniforms: Floats,
+        temperatures: Floats,
+        factors: Floats | None = None,
+        factors_at: Ints | None = None,
+    ) -> Ints:
         """
         Advances each slot by one input and draws its next token as `sampling.draw` does.
         Arguments: slots [n], each at most once; rows [n, W]; ranges [n, 2]; uniforms [n] in [0, 1); temperatures [n], 0
-        for the likeliest.
+        for the likeliest; factors [M] of `sampling.adjusted` for those slots that have some, factors_at [n] where each
+        slot's lie, one for each token of its range, or -1 for a slot without: both or neither.
         Return: tokens [n]. Raises NonFiniteState.
         """
 
@@ -98,6 +108,24 @@ class NonFiniteState(NetssmdError):
         super().__init__(f"the state of slot {', '.join(map(str, slots))} is no longer finite; reset it")
         self.slots = slots
         self.tokens = tokens
+
+
+def check_factors(ranges: Ints, factors: Floats | None, factors_at: Ints | None) -> None:
+    """Raises ValueError for factors that do not fit the ranges, are negative or not finite, or forbid a whole range."""
+    if factors is None or factors_at is None:
+        if factors is not None or factors_at is not None:
+            raise ValueError("factors and factors_at come together")
+        return
+    if len(factors_at) != len(ranges):
+        raise ValueError(f"factors_at has {len(factors_at)} numbers; {len(ranges)} would be right")
+    for i, (at, (lo, hi)) in enumerate(zip(factors_at.tolist(), ranges.tolist(), strict=True)):
+        if at < 0:
+            continue
+        own = factors[at : at + hi - lo]
+        if len(own) < hi - lo:
+            raise ValueError(f"factors: {len(factors)} numbers, but position {i} has {at}..{at + hi - lo - 1}")
+        if not np.isfinite(own).all() or (own < 0).any() or not own.any():
+            raise ValueError(f"factors at position {i}: each must be finite and 0 or more, and one above 0")
 
 
 def open_backend(

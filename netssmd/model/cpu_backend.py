@@ -114,11 +114,20 @@ class CpuBackend:
         if not self._decoder.prefill(slot, np.ascontiguousarray(rows, np.int32)):
             raise NonFiniteState([slot], np.empty(0, np.int32))
 
-    def step(self, slots: Ints, rows: Ints, ranges: Ints, uniforms: Floats, temperatures: Floats) -> Ints:
+    def step(
+        self,
+        slots: Ints,
+        rows: Ints,
+        ranges: Ints,
+        uniforms: Floats,
+        temperatures: Floats,
+        factors: Floats | None = None,
+        factors_at: Ints | None = None,
+    ) -> Ints:
         """
         Advances each slot by one input and draws its next token.
         Arguments: slots [n], each at most once; rows [n, W]; ranges [n, 2], lo <= token < hi; uniforms [n] in [0, 1);
-        temperatures [n], 0 for the likeliest.
+        temperatures [n], 0 for the likeliest; factors [M], factors_at [n]: see Backend.step.
         Return: tokens [n]. Raises NonFiniteState, ValueError.
         """
         slots = np.ascontiguousarray(slots, np.int32)
@@ -130,6 +139,8 @@ class CpuBackend:
             np.ascontiguousarray(uniforms, np.float32),
             np.ascontiguousarray(temperatures, np.float32),
             tokens,
+            None if factors is None else np.ascontiguousarray(factors, np.float32),
+            None if factors_at is None else np.ascontiguousarray(factors_at, np.int32),
         )
         if broken:
             raise NonFiniteState([int(slots[i]) for i in broken], tokens)

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from netssmd.model.backend import Floats, Ints, NonFiniteState, Sampling
+from netssmd.model.backend import Floats, Ints, NonFiniteState, Sampling, check_factors
 from netssmd.model.config import ModelConfig
 from netssmd.model.mamba2 import Block, Mixer, State
 from netssmd.model.torch_backend import TorchBackend
@@ -50,9 +50,11 @@ class _Call:
     ranges: Tensor  # int64 [B, 2]
     uniforms: Tensor  # float32 [B]
     temperatures: Tensor  # float32 [B]
+    factors: Tensor  # float32 [B, V], 1 where a slot has none
     tokens: Tensor  # int64 [B]
     finite: Tensor  # bool [B]
     graph: Any = None
+    adjusted: bool = False  # `factors` holds others than ones
 
 
 class CudaBackend(TorchBackend):
@@ -79,9 +81,19 @@ class CudaBackend(TorchBackend):
         return [State(conv[:, i : i + 1], ssm[:, i : i + 1]) for i in range(self.slots)]
 
     @torch.inference_mode()
-    def step(self, slots: Ints, rows: Ints, ranges: Ints, uniforms: Floats, temperatures: Floats) -> Ints:
+    def step(
+        self,
+        slots: Ints,
+        rows: Ints,
+        ranges: Ints,
+        uniforms: Floats,
+        temperatures: Floats,
+        factors: Floats | None = None,
+        factors_at: Ints | None = None,
+    ) -> Ints:
         """See TorchBackend.step."""
         self._check(slots, ranges, uniforms, temperatures)
+        check_factors(ranges, factors, factors_at)
         inputs = self._rows(rows)
         for slot in slots.tolist():
             self._state(slot)
@@ -90,15 +102,26 @@ class CudaBackend(TorchBackend):
         most = self.sizes[-1]
         for at in range(0, len(slots), most):
             part = slice(at, at + most)
+            table = None
+            if factors is not None and factors_at is not None:
+                table = self._table(ranges[part], factors, factors_at[part])
             tokens[part], finite[part] = self._part(
-                slots[part], inputs[part], ranges[part], uniforms[part], temperatures[part]
+                slots[part], inputs[part], ranges[part], uniforms[part], temperatures[part], table
             )
         if not finite.all():
             raise NonFiniteState(slots[~finite].tolist(), tokens)
         return tokens
 
+    def _table(self, ranges: Ints, factors: Floats, factors_at: Ints) -> Floats:
+        """[n, V] factors, 1 outside each slot's range."""
+        table = np.ones((len(ranges), self.config.vocab_size), np.float32)
+        for row, at, (lo, hi) in zip(table, factors_at.tolist(), ranges.tolist(), strict=True):
+            if at >= 0:
+                row[lo:hi] = factors[at : at + hi - lo]
+        return table
+
     def _part(
-        self, slots: Ints, rows: Tensor, ranges: Ints, uniforms: Floats, temperatures: Floats
+        self, slots: Ints, rows: Tensor, ranges: Ints, uniforms: Floats, temperatures: Floats, factors: Floats | None
     ) -> tuple[Ints, np.ndarray[Any, np.dtype[np.bool_]]]:
         n = len(slots)
         call = self._call(next(size for size in self.sizes if size >= n), rows.shape[1])
@@ -108,6 +131,12 @@ class CudaBackend(TorchBackend):
         call.ranges[:n] = torch.from_numpy(ranges.astype(np.int64))
         call.uniforms[:n] = torch.from_numpy(uniforms)
         call.temperatures[:n] = torch.from_numpy(temperatures)
+        if factors is not None:
+            call.factors[:n] = torch.from_numpy(factors)
+            call.adjusted = True
+        elif call.adjusted:
+            call.factors.fill_(1.0)
+            call.adjusted = False
         if call.graph is None:
             self._run(call)
         else:
@@ -124,6 +153,7 @@ class CudaBackend(TorchBackend):
                 torch.tensor([[0, 1]], device=self.device).repeat(size, 1),
                 torch.zeros(size, device=self.device),
                 torch.ones(size, device=self.device),
+                torch.ones(size, self.config.vocab_size, device=self.device),
                 torch.zeros(size, dtype=torch.int64, device=self.device),
                 torch.ones(size, dtype=torch.bool, device=self.device),
             )
@@ -154,7 +184,7 @@ class CudaBackend(TorchBackend):
         hidden = backbone.norm_f(residual)
         logits = self.model.logits(hidden, 0, self.config.vocab_size)
         call.finite.copy_(torch.isfinite(hidden).all(-1))
-        call.tokens.copy_(draw_many(logits, call.ranges, call.uniforms, call.temperatures, self.sampling))
+        call.tokens.copy_(draw_many(logits, call.ranges, call.uniforms, call.temperatures, self.sampling, call.factors))
 
     def _mix(self, mixer: Mixer, u: Tensor, i: int, slots: Tensor) -> Tensor:
         """One layer in plain torch. u [B, D]. Return: [B, D]."""
@@ -191,11 +221,22 @@ class CudaBackend(TorchBackend):
         return out
 
 
-def draw_many(logits: Tensor, ranges: Tensor, uniforms: Tensor, temperatures: Tensor, sampling: Sampling) -> Tensor:
+def draw_many(
+    logits: Tensor,
+    ranges: Tensor,
+    uniforms: Tensor,
+    temperatures: Tensor,
+    sampling: Sampling,
+    factors: Tensor | None = None,
+) -> Tensor:
     """`sampling.draw` for a batch, without a number leaving the device.
 
-    Arguments: logits float32 [B, V]; ranges [B, 2]; uniforms, temperatures float32 [B]. Return: tokens [B].
+    Arguments: logits float32 [B, V]; ranges [B, 2]; uniforms, temperatures float32 [B]; factors [B, V]. Return: tokens
+    [B].
     """
+    if factors is not None:
+        changed = torch.where(logits > 0, logits / torch.where(factors > 0, factors, 1.0), logits * factors)
+        logits = changed.masked_fill(factors == 0, -torch.inf)
     ids = torch.arange(logits.shape[1], device=logits.device)
     legal = (ids >= ranges[:, :1]) & (ids < ranges[:, 1:])
     logits = logits.masked_fill(~legal, -torch.inf)

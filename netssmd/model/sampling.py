@@ -4,6 +4,7 @@ tested against.
 One number in [0, 1) decides one draw. The order of everything is fixed, so that the same logits and number give the
 same token anywhere:
 
+0. factors, where a slot has some, change logits one by one: see `adjusted`;
 1. weights p[i] = exp((logits[i] - max) / temperature), float32;
 2. top-k keeps the k largest logits, the lower index first among equals; top-p then keeps the shortest run of those,
 largest first, whose
@@ -20,6 +21,15 @@ import numpy as np
 import numpy.typing as npt
 
 Floats = npt.NDArray[np.float32]
+
+
+def adjusted(logits: Floats, factors: Floats) -> Floats:
+    """The logits under a session's factors, one for each: 1 leaves a logit, 0 forbids its token (its weight becomes 0),
+    any other f divides it if it is positive and multiplies it if it is not. So f > 1 is the repetition penalty of
+    CTRL (Keskar et al., 2019), as mamba_ssm's generation has it.
+    """
+    changed = np.where(logits > 0, logits / np.where(factors > 0, factors, 1), logits * factors)
+    return np.where(factors == 0, np.float32(-np.inf), changed).astype(np.float32)
 
 
 def draw(logits: Floats, uniform: float, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0) -> int:

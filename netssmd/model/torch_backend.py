@@ -13,10 +13,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from netssmd.model.backend import Floats, Ints, NonFiniteState, Sampling, pack_state, unpack_state
+from netssmd.model.backend import (
+    Floats,
+    Ints,
+    NonFiniteState,
+    Sampling,
+    check_factors,
+    pack_state,
+    unpack_state,
+)
 from netssmd.model.config import ModelConfig
 from netssmd.model.mamba2 import Mamba2LM, State
-from netssmd.model.sampling import draw
+from netssmd.model.sampling import adjusted, draw
 
 
 class TorchBackend:
@@ -65,14 +73,24 @@ class TorchBackend:
             raise NonFiniteState([slot], np.empty(0, np.int32))
 
     @torch.inference_mode()
-    def step(self, slots: Ints, rows: Ints, ranges: Ints, uniforms: Floats, temperatures: Floats) -> Ints:
+    def step(
+        self,
+        slots: Ints,
+        rows: Ints,
+        ranges: Ints,
+        uniforms: Floats,
+        temperatures: Floats,
+        factors: Floats | None = None,
+        factors_at: Ints | None = None,
+    ) -> Ints:
         """
         Advances each slot by one input and draws its next token.
         Arguments: slots [n], each at most once; rows [n, W]; ranges [n, 2]; uniforms [n] in [0, 1); temperatures [n], 0
-        for the likeliest.
+        for the likeliest; factors [M], factors_at [n]: see Backend.step.
         Return: tokens [n].
         """
         self._check(slots, ranges, uniforms, temperatures)
+        check_factors(ranges, factors, factors_at)
         lo, hi = ranges[:, 0], ranges[:, 1]
         inputs = self._rows(rows)
         states = [self._state(slot) for slot in slots.tolist()]
@@ -84,6 +102,8 @@ class TorchBackend:
             if not np.isfinite(logits).all():
                 broken.append(int(slots[i]))
                 continue
+            if factors is not None and factors_at is not None and (at := int(factors_at[i])) >= 0:
+                logits = adjusted(logits, factors[at : at + len(logits)])
             choice = draw(logits, float(uniforms[i]), float(temperatures[i]), self.sampling.top_k, self.sampling.top_p)
             tokens[i] = lo[i] + choice
         if broken:

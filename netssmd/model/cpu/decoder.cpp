@@ -10,6 +10,7 @@
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
+#include <limits>
 #include <numeric>
 #include <stdexcept>
 #include <utility>
@@ -375,6 +376,30 @@ void Decoder::check_rows(const int32_t* rows, int n, int width) const {
         if (rows[i] < 0 || rows[i] >= config_.rows) refuse("row ", rows[i], " (position ", i / width, ", column ", i % width, ") is outside 0..", config_.rows - 1);
 }
 
+namespace {
+
+void check_factors(const Factors& factors, int i, int n) {
+    const size_t at = factors.at[i];
+    if (at + n > factors.size) refuse("factors: ", factors.size, " numbers, but position ", i, " has ", at, "..", at + n - 1);
+    bool some = false;
+    for (int t = 0; t < n; ++t) {
+        const float f = factors.values[at + t];
+        if (!(f >= 0 && f < 1e30f)) refuse("factors at position ", i, ": ", f, " is not a number of at least 0");
+        some |= f > 0;
+    }
+    if (!some) refuse("factors at position ", i, ": all are 0; one token of the range must be left");
+}
+
+void adjust(float* scores, const float* factors, int n) {
+    for (int t = 0; t < n; ++t) {
+        const float f = factors[t];
+        if (f == 0) scores[t] = -std::numeric_limits<float>::infinity();
+        else scores[t] = scores[t] > 0 ? scores[t] / f : scores[t] * f;
+    }
+}
+
+}  // namespace
+
 // ---- the pass ------------------------------------------------------------------------------------------------------------------------------
 
 void Decoder::embed(Scratch& s, const int32_t* rows, int n, int width) const {
@@ -411,7 +436,8 @@ float Decoder::final_norm(Scratch& s, int row, float* out) const {
 }
 
 // Rows that draw from the same range share one pass over the head's weights.
-void Decoder::head(Scratch& s, const int32_t* ranges, const float* uniforms, const float* temperatures, const int* which, int n, int32_t* out) const {
+void Decoder::head(Scratch& s, const int32_t* ranges, const float* uniforms, const float* temperatures, const int* which, int n, int32_t* out,
+                   Factors factors) const {
     int order[kBatch];
     std::copy(which, which + n, order);
     auto range = [&](int r) { return std::pair(ranges[2 * r], ranges[2 * r + 1]); };
@@ -430,6 +456,7 @@ void Decoder::head(Scratch& s, const int32_t* ranges, const float* uniforms, con
             float* scores = s.logits + j * stride + (lo - first * kLanes);
             if (head_bias_)
                 for (int t = lo; t < hi; ++t) scores[t - lo] += head_bias_[t];
+            if (factors.at && factors.at[r] >= 0) adjust(scores, factors.values + factors.at[r], hi - lo);
             out[r] = lo + sample(*kernels_, scores, hi - lo, uniforms[r], temperatures[r], sampling_, s.p, s.order);
         }
     }
@@ -442,7 +469,7 @@ void Decoder::reset(int slot) {
 }
 
 std::vector<int> Decoder::step(std::span<const int32_t> slots, const int32_t* rows, int width, const int32_t* ranges, const float* uniforms,
-                               const float* temperatures, int32_t* out) {
+                               const float* temperatures, int32_t* out, Factors factors) {
     const int n = int(slots.size());
     check_rows(rows, n, width);
     for (int i = 0; i < n; ++i) {
@@ -451,6 +478,7 @@ std::vector<int> Decoder::step(std::span<const int32_t> slots, const int32_t* ro
             refuse("range [", lo, ", ", hi, ") at position ", i, " is not a non-empty part of the tokens [0, ", config_.vocab_size, ")");
         if (!(uniforms[i] >= 0 && uniforms[i] <= 1)) refuse("uniform ", uniforms[i], " at position ", i, " is outside [0, 1)");
         if (!(temperatures[i] >= 0 && temperatures[i] < 1e30f)) refuse("temperature ", temperatures[i], " at position ", i, " is not a number of at least 0");
+        if (factors.at && factors.at[i] >= 0) check_factors(factors, i, hi - lo);
     }
     Busy busy(*this, slots);
     Lease scratch(*this);
@@ -468,7 +496,8 @@ std::vector<int> Decoder::step(std::span<const int32_t> slots, const int32_t* ro
                 out[from + r] = -1;
             }
         }
-        head(s, ranges + 2 * from, uniforms + from, temperatures + from, s.which.data(), int(s.which.size()), out + from);
+        head(s, ranges + 2 * from, uniforms + from, temperatures + from, s.which.data(), int(s.which.size()), out + from,
+             {factors.values, factors.size, factors.at ? factors.at + from : nullptr});
     }
     return broken;
 }

@@ -34,6 +34,14 @@ struct Sampling {
     float top_p = 1.0f;  // 1: all
 };
 
+// What changes single logits before a draw (sampling.adjusted): 1 leaves one, 0 forbids its token, any other f divides it if it is
+// positive and multiplies it if it is not. at[i]: where the factors of position i lie, one for each token of its range, or -1 for none.
+struct Factors {
+    const float* values = nullptr;  // [size]
+    size_t size = 0;
+    const int32_t* at = nullptr;  // [n], null: nobody has any
+};
+
 // 64-byte aligned memory on huge pages where the kernel has them; zero, and not resident until touched.
 class Block {
 public:
@@ -73,7 +81,7 @@ public:
     void reset(int slot);
     // rows: [n][width]; ranges: [n][2]; out: [n]. Returns the positions in the call whose state is no longer finite (their out is -1).
     std::vector<int> step(std::span<const int32_t> slots, const int32_t* rows, int width, const int32_t* ranges, const float* uniforms,
-                          const float* temperatures, int32_t* out);
+                          const float* temperatures, int32_t* out, Factors factors = {});
     // rows: [tokens][width]. False when the slot's state is no longer finite.
     bool prefill(int slot, const int32_t* rows, int tokens, int width);
     // One step; hidden [d_model] after the last norm, logits [vocab_size].
@@ -101,7 +109,7 @@ private:
     void embed(Scratch& s, const int32_t* rows, int n, int width) const;
     void layers(Scratch& s, const int* slots, int n, bool one_slot) const;
     float final_norm(Scratch& s, int row, float* out) const;
-    void head(Scratch& s, const int32_t* ranges, const float* uniforms, const float* temperatures, const int* which, int n, int32_t* out) const;
+    void head(Scratch& s, const int32_t* ranges, const float* uniforms, const float* temperatures, const int* which, int n, int32_t* out, Factors factors) const;
 
     Config config_;
     Dtype dtype_;

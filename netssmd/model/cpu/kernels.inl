@@ -55,7 +55,10 @@ void add_row(float* sum_row, const void* row, Dtype dtype, int padded) {
 }
 
 void softmax(const float* logits, float* p, int n, float max, float inverse_temperature) {
-    for (int i = 0; i < n; i += kLanes) store(p + i, exp16((load(logits + i) - set1(max)) * set1(inverse_temperature)));
+    for (int i = 0; i < n; i += kLanes) {
+        F16 x = (load(logits + i) - set1(max)) * set1(inverse_temperature);
+        store(p + i, select_greater(x, -87.0f, exp16(x), zero()));  // what is out of exp16's reach has no weight at all
+    }
 }
 
 // ---- matrices ------------------------------------------------------------------------------------------------------------------------

@@ -1,9 +1,11 @@
 // netssmd.model._cpu: the decoder for Python. numpy arrays in and out, the interpreter lock released while it computes.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <optional>
 #include <stdexcept>
 
 #include "bandwidth.hpp"
@@ -81,7 +83,7 @@ NB_MODULE(_cpu, m) {
         .def(
             "step",
             [](Decoder& self, Array<int32_t, 1> slots, Array<int32_t, 2> rows, Array<int32_t, 2> ranges, Array<float, 1> uniforms, Array<float, 1> temperatures,
-               Output<int32_t, 1> out) {
+               Output<int32_t, 1> out, std::optional<Array<float, 1>> factors, std::optional<Array<int32_t, 1>> factors_at) {
                 const size_t n = slots.shape(0);
                 if (rows.shape(0) != n) wrong_shape("rows", rows.shape(0), "rows", n);
                 if (ranges.shape(0) != n) wrong_shape("ranges", ranges.shape(0), "rows", n);
@@ -89,11 +91,15 @@ NB_MODULE(_cpu, m) {
                 if (uniforms.shape(0) != n) wrong_shape("uniforms", uniforms.shape(0), "numbers", n);
                 if (temperatures.shape(0) != n) wrong_shape("temperatures", temperatures.shape(0), "numbers", n);
                 if (out.shape(0) != n) wrong_shape("out", out.shape(0), "numbers", n);
+                if (factors.has_value() != factors_at.has_value()) throw std::invalid_argument("factors and factors_at come together");
+                if (factors_at && factors_at->shape(0) != n) wrong_shape("factors_at", factors_at->shape(0), "numbers", n);
                 check_width(rows.shape(1));
+                Factors given;
+                if (factors) given = {factors->data(), factors->shape(0), factors_at->data()};
                 nb::gil_scoped_release release;
-                return self.step({slots.data(), n}, rows.data(), int(rows.shape(1)), ranges.data(), uniforms.data(), temperatures.data(), out.data());
+                return self.step({slots.data(), n}, rows.data(), int(rows.shape(1)), ranges.data(), uniforms.data(), temperatures.data(), out.data(), given);
             },
-            "slots"_a, "rows"_a, "ranges"_a, "uniforms"_a, "temperatures"_a, "out"_a,
+            "slots"_a, "rows"_a, "ranges"_a, "uniforms"_a, "temperatures"_a, "out"_a, "factors"_a = nb::none(), "factors_at"_a = nb::none(),
             "Advances each slot by one input and draws its next token into out. Returns the positions whose state is no longer finite.")
         .def(
             "prefill",
