@@ -4,8 +4,8 @@ In: argv. Out: a command of `netssmd/commands/` is run and the process exits 0, 
 Nothing but click is imported until a command is chosen, so that `netssmd --help` answers at once: the table below
 holds the help lines, and `netssmd/commands/<name>.py` holds each command as one click command named `command`.
 
-An error that a user can cause is a NetssmdError: one line `netssmd: ...` on stderr, no traceback. stdout belongs to
-the commands' results.
+An error that a user can cause is a NetssmdError: one line `netssmd: ...` on stderr (one for each mistake in a file), no
+traceback. stdout belongs to the commands' results.
 """
 
 import errno
@@ -121,7 +121,8 @@ def run(argv: Sequence[str] | None = None) -> int:
 
 
 def complain(text: str, exit_code: int) -> int:
-    print(f"netssmd: {text}", file=sys.stderr)
+    for line in text.splitlines() or [""]:
+        print(f"netssmd: {line}", file=sys.stderr)
     return exit_code
 
 

@@ -1,5 +1,5 @@
-"""A TOML file in, a checked msgspec Struct out. Every mistake in it is one ConfigError: file, key, what was found, what
-would be right.
+"""A TOML file in, a checked msgspec Struct out, or one ConfigError with a line for each mistake: file, key, what was
+found, what would be right.
 """
 
 from __future__ import annotations
@@ -37,41 +37,98 @@ def load(path: Path, kind: type[T], hook: Hook | None = None) -> T:
 
 
 def parse(text: str, where: str, kind: type[T], hook: Hook | None = None) -> T:
-    """Check TOML text; `where` names it in errors."""
+    """Check TOML text; `where` names it in errors. Raises ConfigError with a line for each mistake there is."""
     try:
         tree = tomllib.loads(text)
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise ConfigError(f"{where}: not TOML: {error}") from None
-    try:
-        return msgspec.convert(tree, kind, dec_hook=hook)
-    except msgspec.ValidationError as error:
-        raise ConfigError(f"{where}: {_explain(str(error), tree, kind)}") from None
+    mistakes = _Check(kind, hook).section(tree, kind, "")
+    if mistakes:
+        raise ConfigError("\n".join(f"{where}: {mistake}" for mistake in mistakes))
+    return msgspec.convert(tree, kind, dec_hook=hook)
 
 
-def _explain(message: str, tree: dict[str, Any], kind: type) -> str:
-    """msgspec's message, place first, with what was found there and what would be right."""
-    text, _, place = message.partition(" - at `")
-    keys = re.findall(r"\.(\w+)", place)
-    where = ".".join(keys)
-    unknown = re.search(r"unknown field `(.+)`", text)
-    if unknown:
-        known = list(_fields(kind, keys))
-        near = difflib.get_close_matches(unknown[1], known, 1)
-        remedy = f"did you mean {near[0]}?" if near else f"known here: {', '.join(known)}"
-        return f"{where + '.' if where else ''}{unknown[1]}: unknown key; {remedy}"
-    if not text.startswith(("Expected", "Invalid enum")):  # our own, which says it all
-        return f"{where or 'top level'}: {text}"
-    found: Any = tree
-    for key in keys:
-        found = found[key]
-    field = _fields(kind, keys[:-1])[keys[-1]]
-    return f"{where}: found {_shown(found)}; write {_right(field.type)}{_such_as(field.default)}"
+class _Check:
+    """Finds every mistake, where msgspec stops at the first: each value is converted by itself."""
+
+    def __init__(self, root: type[msgspec.Struct], hook: Hook | None) -> None:
+        self._root = root
+        self._hook = hook
+
+    def section(self, tree: dict[str, Any], kind: type, at: str) -> list[str]:
+        """The mistakes of a table that is to become a `kind`; `at` is its place, such as "traffic."."""
+        fields = _fields(kind)
+        mistakes: list[str] = []
+        good: dict[str, Any] = {}
+        for key, value in tree.items():
+            field = fields.get(key)
+            if field is None:
+                mistakes.append(f"{at}{key}: unknown key; {self._remedy(key, fields)}")
+                continue
+            wrong = self._value(value, field.type, f"{at}{key}", _such_as(field.default))
+            mistakes += wrong
+            if not wrong:
+                good[key] = value
+        return mistakes + self._refused(good, kind, at)
+
+    def _value(self, value: Any, kind: Any, at: str, example: str) -> list[str]:
+        if _is_section(kind) and isinstance(value, dict):
+            return self.section(value, kind, f"{at}.")
+        if get_origin(kind) is dict and isinstance(value, dict):
+            inner = get_args(kind)[1]
+            return [wrong for key, entry in value.items() for wrong in self._value(entry, inner, f"{at}.{key}", "")]
+        try:
+            msgspec.convert(value, kind, dec_hook=self._hook)
+        except msgspec.ValidationError as error:
+            text = str(error).partition(" - at `")[0]
+            if not text.startswith(("Expected", "Invalid enum")):  # our own, which says it all
+                return [f"{at}: {text}"]
+            example = "" if get_origin(kind) is Literal else example
+            return [f"{at}: found {_shown(value)}; write {_right(kind)}{example}"]
+        return []
+
+    def _refused(self, good: dict[str, Any], kind: type, at: str) -> list[str]:
+        """What the section itself (`__post_init__`) says to values of the right type: first about each key alone, and
+        only if all these pass, about their combination."""
+        whole = self._refusal(good, kind)
+        if not whole:
+            return []
+        alone = [(key, self._refusal({key: value}, kind)) for key, value in good.items()]
+        told = [(key, text) for key, text in alone if text and not text.startswith("Object missing")]
+        if not told:
+            return [f"{at.rstrip('.') or 'top level'}: {whole}"]
+        return [f"{at}{_placed(key, text)}" for key, text in told]
+
+    def _refusal(self, values: dict[str, Any], kind: type) -> str:
+        try:
+            msgspec.convert(values, kind, dec_hook=self._hook)
+        except msgspec.ValidationError as error:
+            return str(error).partition(" - at `")[0]
+        return ""
+
+    def _remedy(self, key: str, fields: dict[str, msgspec.structs.FieldInfo]) -> str:
+        near = difflib.get_close_matches(key, fields, 1)
+        if near:
+            return f"did you mean {near[0]}?"
+        elsewhere = [
+            f"{section.name}.{key}"
+            for section in _fields(self._root).values()
+            if _is_section(section.type) and key in _fields(section.type)
+        ]
+        return f"did you mean {' or '.join(elsewhere)}?" if elsewhere else f"known here: {', '.join(fields)}"
 
 
-def _fields(kind: Any, keys: list[str]) -> dict[str, msgspec.structs.FieldInfo]:
-    """The fields of the section at `keys`."""
-    for key in keys:
-        kind = _fields(kind, [])[key].type
+def _placed(key: str, text: str) -> str:
+    """ "port is 70000; write ..." of the key `port` -> "port: found 70000; write ..."; other texts behind the key."""
+    match = re.match(rf"{re.escape(key)}((?:\.[^\s]+)?) is (.*)", text, re.DOTALL)
+    return f"{key}{match[1]}: found {match[2]}" if match else f"{key}: {text}"
+
+
+def _is_section(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, msgspec.Struct)
+
+
+def _fields(kind: Any) -> dict[str, msgspec.structs.FieldInfo]:
     return {field.name: field for field in msgspec.structs.fields(kind)}
 
 
@@ -83,7 +140,7 @@ def _right(kind: Any) -> str:
     if origin is Annotated:
         bounds = [BOUNDS[name].format(f"{limit:g}") for meta in members[1:] for name, limit in _limits(meta)]
         return " ".join([_right(members[0]), *bounds])
-    if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
+    if _is_section(kind):
         return "a table of keys"
     if origin in NAMES:
         inner = {_right(member) for member in members[origin is dict :] if member is not ...}
