@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from netssmd import __version__
 from netssmd.output.file_sink import FileSink
-from netssmd.output.ledger import FlowKey, Ledger, SessionMeta
+from netssmd.output.ledger import FlowKey, Ledger, SessionMeta, is_attack
 from netssmd.output.pcap_ring import PcapRing
 from netssmd.output.sink import NullSink, Outgoing, Sink
 from netssmd.packet.pcap import Packet
@@ -64,6 +64,7 @@ def test_lines_as_they_are_read() -> None:
             "type": "session",
             "session": "s1",
             "label": "web",
+            "attack": False,
             "conditions": {"rtt_ms": 20.0, "loss_pct": 0.0},
             "seed": 7,
             "model_hash": "abc",
@@ -93,6 +94,7 @@ def test_lines_as_they_are_read() -> None:
             "type": "session",
             "session": "s2",
             "label": "call-webrtc",
+            "attack": False,
             "conditions": {},
             "seed": 0,
             "model_hash": "",
@@ -213,3 +215,11 @@ def test_null_sink() -> None:
     checked.rotate()
     checked.close()
     assert (sink.packets, sink.bytes, sink.dropped) == (3, 300, 0)
+
+
+def test_attacks_are_told_apart() -> None:
+    assert is_attack("attack-synscan") and not is_attack("web") and not is_attack("Attack-x")
+    assert is_attack("scan", ["scan", "attack-*"]) and not is_attack("attack-synscan", ())
+    book = ledger()
+    book.observe(SessionMeta("s", "attack-synscan", attack=True), 1, TCP4, 0, 60)
+    assert written(book)[1]["attack"] is True

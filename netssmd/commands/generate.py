@@ -195,10 +195,11 @@ class Job:
         )
 
     def meta(self, i: int) -> SessionMeta:
-        from netssmd.output.ledger import SessionMeta
+        from netssmd.output.ledger import SessionMeta, is_attack
 
         info = self.info(i)
-        return SessionMeta(f"{self.seed}-{i}", info.label, info.conditions, info.seed, self.model.hash)
+        attack = is_attack(info.label)
+        return SessionMeta(f"{self.seed}-{i}", info.label, info.conditions, info.seed, self.model.hash, attack)
 
     def ledger(self) -> Ledger:
         from netssmd.output.ledger import Ledger

@@ -15,6 +15,7 @@ import msgspec
 
 from netssmd import tomlfile
 from netssmd.errors import NetssmdError
+from netssmd.output.ledger import ATTACKS
 from netssmd.units import parse_duration_ns, parse_size_bytes
 
 
@@ -87,6 +88,7 @@ class Traffic(_Section, frozen=True):
     session_duration: Duration = Duration(300_000_000_000)
     packets_per_second: float = 0.0
     temperature: float = 1.0
+    attacks: tuple[str, ...] = ATTACKS
     labels: dict[str, float] = {}
     temperatures: dict[str, float] = {}
     rtt_ms: Condition = (5.0, 120.0)

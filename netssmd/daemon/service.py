@@ -34,7 +34,7 @@ from netssmd.engine.scheduler import FOR_EVER, Backend, Scheduler
 from netssmd.engine.session import Limits, Session, SessionInfo, Temperatures
 from netssmd.errors import NetssmdError
 from netssmd.output.file_sink import FileSink
-from netssmd.output.ledger import Ledger, SessionMeta
+from netssmd.output.ledger import Ledger, SessionMeta, is_attack
 from netssmd.output.pcap_ring import PcapRing
 
 if TYPE_CHECKING:
@@ -194,7 +194,8 @@ class Service:
         return f"{self.seed}-{info.number}"
 
     def _describe(self, info: SessionInfo) -> SessionMeta:
-        return SessionMeta(self.session_id(info), info.label, info.conditions, info.seed, self.model.hash)
+        attack = is_attack(info.label, self.config.traffic.attacks)
+        return SessionMeta(self.session_id(info), info.label, info.conditions, info.seed, self.model.hash, attack)
 
     # --- running
     # -------------------------------------------------------------------------------------------------------

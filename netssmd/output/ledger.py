@@ -16,9 +16,10 @@ from __future__ import annotations
 import json
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from fnmatch import fnmatchcase
 from itertools import islice
 from typing import Any, BinaryIO, Final, TypeAlias
 
@@ -32,15 +33,24 @@ Note: TypeAlias = tuple["SessionMeta", int, FlowKey | None, int, int]
 """One packet, the arguments of `Ledger.observe`: session, ts_ns, flow, direction, wire_bytes."""
 
 
+ATTACKS: Final = ("attack-*",)  # patterns of the labels that name attacks, unless an operator gives others
+
+
+def is_attack(label: str, patterns: Iterable[str] = ATTACKS) -> bool:
+    """Does the label name an attack? Patterns are those of the shell, and case counts."""
+    return any(fnmatchcase(label, pattern) for pattern in patterns)
+
+
 @dataclass(frozen=True, slots=True)
 class SessionMeta:
-    """What the ledger tells of a session. `id` is unique for the life of a ring."""
+    """What the ledger tells of a session. `id` is unique for the life of a ring, `attack`: the label names one."""
 
     id: str
     label: str | None = None
     conditions: Mapping[str, float] | None = None
     seed: int = 0
     model_hash: str = ""
+    attack: bool = False
 
 
 # A row of counts: packets from originator and responder, bytes likewise, first and last ts_ns.
@@ -199,6 +209,7 @@ def _session_line(tally: _Tally) -> Iterator[bytes]:
         "type": "session",
         "session": meta.id,
         "label": meta.label,
+        "attack": meta.attack,
         "conditions": dict(meta.conditions or {}),
         "seed": meta.seed,
         "model_hash": meta.model_hash,
