@@ -56,10 +56,12 @@ def fixed_service(folder: Path) -> Service:
             counters.active[label] = active
             counters.ended[label, "end"] = started - active
         counters.tokens, counters.steps, counters.step_ns = 1000, 100, 250_000_000
+        counters.flows["fin_both"], counters.flow_findings["handshake"] = 5, 4 + index
         counters.deficit_ns, counters.throttled_ns, counters.reused = 1_500_000_000, 2_000_000, index
     output = service.output.counters
     for label, packets, size in (("web", 1234, 1_000_000), ("ssh", 99, 12_345)):
         output.packets[label], output.bytes[label] = packets, size
+    output.findings["gap"], output.findings["retransmission"] = 3, 12
     output.late, output.lateness_ns, output.lateness_max_ns, output.held = 3, 1_500_000, 20_000_000, 17
     return service
 

@@ -3,6 +3,7 @@
 Traces are written as `traces.py` says.
 """
 
+import importlib
 import os
 import random
 from pathlib import Path
@@ -10,12 +11,13 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from traces import BYE, HELLO, OPTIONS, SACKING, STAMPED, TALK, headers
+from traces import BYE, HELLO, OPTIONS, SACKING, SCALED, STAMPED, TALK, headers
 
 from netssmd.packet import compliance as c
+from netssmd.packet.answers import named_addresses
 from netssmd.packet.pcap import read_capture
 from netssmd.packet.render import render
-from netssmd.packet.wire import UDP, Headers, parse
+from netssmd.packet.wire import ICMP, IPV6, UDP, Headers, parse
 
 CAPTURES = Path(os.environ.get("NETSSMD_CAPTURES", Path(__file__).parent.parent.parent / "shared" / "captures"))
 def tr(*lines: str, zero: int = 0, **how) -> tuple[dict[str, int], list[c.Flow]]:
@@ -85,6 +87,24 @@ TRACES = [
     ("retransmission", 2, [*TALK, "B P. 1 101 1000", "B P. 501 101 1000"]),
     ("retransmission", 2, ["A S 0 0", "A S 0 0", "A S 0 0"]),
     ("retransmission", 0, [*TALK, "A . 100 1001", "A . 100 1001 1"]),  # keep-alives
+    ("rewind", 1, [*TALK, "B P. -500 101 10"]),
+    ("rewind", 0, [*TALK, "B P. 1 101 1000", "B . 1000 101"]),
+    ("endless_retransmission", 2, [*TALK, *["B P. 1 101 1000"] * 17]),
+    ("endless_retransmission", 0, [*TALK, *["B P. 1 101 1000"] * 15, "B P. 1001 101 10", "B P. 501 101 10"]),
+    ("window_overrun", 1, ["A S 0 0 0 window=99", "B S. 0 1", "A . 1 1 0 window=99", "B P. 1 1 99", "B P. 100 1 2"]),
+    ("window_overrun", 1, [*SCALED, "B P. 1 1 1281"]),  # 10 << 7
+    ("window_overrun", 0, [*SCALED, "B P. 1 1 1280", "A . 1 1281 0 window=0", "B . 1281 1 1"]),  # a window's probe
+    ("window_overrun", 0, [*SCALED, "A . 1 1 0 window=5", "B P. 1 1 1280"]),  # a shrunken window
+    ("window_overrun", 0, ["A . 1 1 0 window=1", "B P. 1 1 1000"]),  # mid-stream: the scale is not known
+    ("data_before_handshake", 2, ["A S 0 0", "A P. 1 1 10", "B S. 0 1", "B P. 1 1 10"]),
+    ("data_before_handshake", 0, ["A S 0 0 5", "B S. 0 6", "A P. 6 1 10", "B P. 1 16 10"]),
+    ("data_before_handshake", 0, ["A P. 1 1 10"]),  # mid-stream
+    ("data_after_fin", 1, [*TALK, "A F. 101 1001", "B . 1001 102", "A P. 102 1001 5"]),
+    ("data_after_fin", 0, [*TALK, "A F. 101 1001 9", "B . 1001 111", "A F. 101 1001 9"]),
+    ("data_after_reset", 1, [*TALK, "A R 101 0", "A P. 101 1001 5", "B P. 1001 101 5"]),
+    ("data_after_reset", 0, [*TALK, "A R 101 0", "B P. 1001 101 5"]),
+    ("tsval_regression", 1, [*STAMPED, "A P. 1 1 5 ts=9", "A P. 6 1 5 ts=8"]),
+    ("tsval_regression", 0, [*STAMPED, "A P. 1 1 5 ts=9", "A P. 6 1 5 ts=9", "A P. 1 1 5 ts=8"]),  # late
     ("malformed_options", 1, ["A S 0 0 0 bad"]),
     ("malformed_options", 0, [*STAMPED, *SACKING]),
 ]  # fmt: skip
@@ -100,14 +120,14 @@ def test_traces(name: str, times: int, trace: list[str], zero: int) -> None:
 @pytest.mark.parametrize("finding", c.FINDINGS, ids=lambda finding: finding.name)
 def test_each_row_is_whole_and_has_traces_for_and_against(finding: c.Finding) -> None:
     assert finding.definition and finding.rfc
-    assert [finding.frame, finding.packet, finding.flow].count(None) == 2
-    if finding.frame is None:
+    assert [finding.frame, finding.captured, finding.packet, finding.flow].count(None) == 3
+    if finding.by_flow and finding.name != "dns_before_connect":
         assert {times > 0 for name, times, _ in TRACES if name == finding.name} == {True, False}
 
 
 def test_a_whole_conversation_is_all_good_and_nothing_else() -> None:
     found, flows = tr(*TALK, *BYE)
-    assert found == {finding.name: 1 for finding in c.FINDINGS if finding.good}
+    assert found == {finding.name: 1 for finding in c.FINDINGS if finding.good and finding.name != "dns_before_connect"}
     (flow,) = flows
     assert flow.ending() == "fin_both"
     assert (flow.syn_ns, flow.syn_ack_ns, flow.established_ns) == (0, 1_000_000, 2_000_000)
@@ -167,6 +187,87 @@ def test_frames_that_are_not_what_they_say() -> None:
     totals = checker.finish()
     assert [totals.in_packets[c.INDEX[name]] for name in ("unreadable_ip", "ip_checksum")] == [1, 1]
     assert (totals.packets, totals.tcp_packets) == (4, 2)
+
+
+def answer(*addresses: bytes) -> bytes:
+    """A DNS response to one question, each answer's name a pointer to it."""
+    records = [
+        b"\xc0\x0c" + (1 if len(a) == 4 else 28).to_bytes(2, "big") + bytes((0, 1, 0, 0, 0, 60, 0, len(a))) + a
+        for a in addresses
+    ]
+    head = b"\x12\x34\x81\x80\x00\x01" + bytes((0, len(addresses), 0, 0, 0, 0))
+    return head + b"\x01a\x00\x00\x01\x00\x01" + b"".join(records)
+
+
+def datagram(body: bytes, sport: int = 53) -> Headers:
+    h = headers("B . 0 0")
+    h.transport = h.protocol = UDP
+    h.sport, h.body, h.payload_len = sport, body, len(body)
+    return h
+
+
+def test_dns_before_connect_is_a_flow_to_an_address_that_an_answer_gave() -> None:
+    def first_lookup(*before: Headers) -> bool:
+        flows: list[c.Flow] = []
+        checker = c.Checker(on_flow=flows.append)
+        for h in [*before, *map(headers, HELLO)]:
+            checker.observe(h, 0)
+        checker.finish()
+        return "dns_before_connect" in flows[0].found()
+
+    server, other = bytes((198, 18, 0, 2)), bytes((198, 18, 0, 3))
+    assert first_lookup(datagram(answer(other, bytes(16), server)))
+    assert not first_lookup(datagram(answer(other)))
+    assert not first_lookup(datagram(answer(server), sport=5353))
+    assert not first_lookup(datagram(b"\x12\x34\x01" + answer(server)[3:]))  # a question
+    assert not first_lookup()
+    assert named_addresses(answer(server, other)) == [server, other]
+    assert all(named_addresses(answer(server)[:n]) == [] for n in range(len(answer(server))))
+
+
+@given(st.binary(max_size=100))
+def test_names_in_any_bytes(message: bytes) -> None:
+    assert all(len(address) in (4, 16) for address in named_addresses(answer()[:12] + message))
+
+
+FRAMES = {
+    # finding -> a frame with it: what is changed in a good one
+    "tcp_checksum": ("A P. 1 1 10", 50, 1), "ip_checksum": ("A P. 1 1 10", 24, 1),
+    "unreadable_ip": ("A P. 1 1 10", 14, 16),
+    "udp_checksum": ("", 40, 1), "ip_length": ("A P. 1 1 10", 17, 64), "udp_length": ("", 39, 1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FRAMES)
+def test_lengths_and_checksums(name: str) -> None:
+    line, at, bit = FRAMES[name]
+    good = render(headers(line) if line else datagram(b"some bytes", 1000))[0]
+    bad = good[:at] + bytes((good[at] ^ bit,)) + good[at + 1 :]
+    assert c.Checker().observe_bytes(0, good, len(good)) == 0
+    assert c.Checker().observe_bytes(0, good[:-1], len(good)) == 0
+    assert c.Checker().observe_bytes(0, bad, len(good)) & 1 << c.INDEX[name]
+    cut = c.Checker().observe_bytes(0, bad[:-1], len(good))
+    assert bool(cut) != (name in ("tcp_checksum", "udp_checksum"))  # not judged unless all is there
+
+
+def test_an_icmp_checksum_and_a_udp_checksum_of_zero() -> None:
+    h = datagram(b"data")
+    h.transport = h.protocol = ICMP
+    good = render(h)[0]
+    assert c.Checker().observe_bytes(0, good, len(good)) == 0
+    assert c.Checker().observe_bytes(0, good[:-1] + b"z", len(good)) == 1 << c.INDEX["icmp_checksum"]
+    h = datagram(b"data", 1000)
+    none = render(h)[0][:40] + b"\0\0" + render(h)[0][42:]
+    assert c.Checker().observe_bytes(0, none, len(none)) == 0  # IPv4: there is none
+    h.version, h.src, h.dst, h.link = IPV6, bytes(16), bytes(16), bytes(12) + b"\x86\xdd"
+    none = render(h)[0][:60] + b"\0\0" + render(h)[0][62:]
+    assert c.Checker().observe_bytes(0, none, len(none)) == 1 << c.INDEX["udp_checksum"]
+
+
+def test_time_goes_back() -> None:
+    checker = c.Checker()
+    found = [checker.observe(headers("A . 1 1"), t) for t in (5, 5, 4, 5)]
+    assert [bits >> c.INDEX["time_regression"] & 1 for bits in found] == [0, 0, 1, 0]
 
 
 def test_options_are_counted_by_packet() -> None:
@@ -264,3 +365,10 @@ def test_real_traffic_is_as_good_as_it_is() -> None:
     assert total.flows > 0 and total.in_flows == other.in_flows and total.in_packets == other.in_packets
     for name in ("conflicting_flags", "ack_beyond_sent", "unexpected_syn", "malformed_options", "unreadable_ip"):
         assert total.in_packets[c.INDEX[name]] == 0
+
+
+def test_the_document_has_the_rows_of_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parent.parent / "tools")
+    findings = importlib.import_module("findings")
+    text = findings.DOCUMENT.read_text()
+    assert findings.document(text) == text, "run: python tools/findings.py"

@@ -39,11 +39,9 @@ def test_lines_as_they_are_read() -> None:
     book = ledger(snaplen=96)
     book.observe(WEB, 100, TCP4, 0, 74)
     book.observe(CALL, 110, UDP6, 1, 200)
-    book.observe(WEB, 120, TCP4, 1, 1514)
-    book.observe(WEB, 115, None, 0, 42)
+    book.observe(WEB, 120, TCP4, 1, 1514, ("unexpected_syn", "gap"))
+    book.observe(WEB, 115, None, 0, 42, ("ip_length",))
     book.end(WEB)
-    book.find(WEB, "unexpected_syn")
-    book.find(WEB, "unexpected_syn", 2)
     assert written(book) == [
         {
             "type": "header",
@@ -73,7 +71,7 @@ def test_lines_as_they_are_read() -> None:
             "packets": 3,
             "bytes": 1630,
             "complete": True,
-            "findings": {"unexpected_syn": 3},
+            "findings": {"unexpected_syn": 1, "gap": 1, "ip_length": 1},
             "flows": [
                 {
                     "proto": 6,
@@ -85,8 +83,16 @@ def test_lines_as_they_are_read() -> None:
                     "bytes": [74, 1514],
                     "first_ts_ns": 100,
                     "last_ts_ns": 120,
+                    "findings": {"unexpected_syn": 1, "gap": 1},
                 },
-                {"proto": None, "packets": [1, 0], "bytes": [42, 0], "first_ts_ns": 115, "last_ts_ns": 115},
+                {
+                    "proto": None,
+                    "packets": [1, 0],
+                    "bytes": [42, 0],
+                    "first_ts_ns": 115,
+                    "last_ts_ns": 115,
+                    "findings": {"ip_length": 1},
+                },
             ],
             "flows_omitted": None,
         },

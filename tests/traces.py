@@ -1,7 +1,8 @@
 """TCP conversations written as lines, for tests.
 
 A trace is a list of packets ``side flags seq ack [length] [options]``: `A` is the originator, `B` the responder.
-Sequence numbers are relative to 1000 for A and 2000 for B, so ``A S 0 0`` is the SYN.
+Sequence numbers are relative to 1000 for A and 2000 for B, so ``A S 0 0`` is the SYN. Options are names of OPTIONS, or
+``ts=5`` (a timestamp's value) and ``window=100``.
 """
 
 from netssmd.packet.wire import ACK, FIN, IPV4, PSH, RST, SYN, TCP, Headers
@@ -16,6 +17,7 @@ HELLO = ["A S 0 0", "B S. 0 1", "A . 1 1"]
 TALK = [*HELLO, "A P. 1 1 100", "B . 1 101", "B P. 1 101 1000", "A . 101 1001"]
 BYE = ["A F. 101 1001", "B F. 1001 102", "A . 102 1002"]
 STAMPED = ["A S 0 0 0 mss,ts", "B S. 0 1 0 mss,ts", "A . 1 1 0 ts"]
+SCALED = ["A S 0 0 0 wscale", "B S. 0 1 0 wscale", "A . 1 1 0 window=10"]
 SACKING = ["A S 0 0 0 mss,sackok", "B S. 0 1 0 mss,sackok", "A . 1 1"]
 
 
@@ -33,5 +35,11 @@ def headers(line: str, a_port: int = 40000, zero: int = 0) -> Headers:
     h.window = 65535
     h.payload_len = int(length)
     h.body = bytes(h.payload_len)
-    h.tcp_options = b"".join(OPTIONS[name] for name in options.split(",") if name)
+    for name, _, value in (option.partition("=") for option in options.split(",") if option):
+        if name == "window":
+            h.window = int(value)
+        elif value:
+            h.tcp_options += OPTIONS[name][:4] + int(value).to_bytes(4, "big") + bytes(4)
+        else:
+            h.tcp_options += OPTIONS[name]
     return h

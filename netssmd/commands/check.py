@@ -83,7 +83,7 @@ def as_object(totals: "Totals") -> dict[str, Any]:
         "findings": {
             finding.name: {
                 **({} if finding.flow else {"packets": totals.in_packets[i]}),
-                **({} if finding.frame else {"flows": totals.in_flows[i]}),
+                **({"flows": totals.in_flows[i]} if finding.by_flow else {}),
                 "captures": totals.in_captures[i],
             }
             for i, finding in enumerate(FINDINGS)
@@ -137,8 +137,8 @@ def findings_table(totals: "Totals") -> str:
             if finding.good != good:
                 continue
             packets = "" if finding.flow else f"{totals.in_packets[i]:,}"
-            flows = "" if finding.frame else f"{totals.in_flows[i]:,}"
-            part = "" if finding.frame else share(totals.in_flows[i], totals.flows)
+            flows = "" if not finding.by_flow else f"{totals.in_flows[i]:,}"
+            part = "" if not finding.by_flow else share(totals.in_flows[i], totals.flows)
             captures = f"{totals.in_captures[i]:,}"
             part_of_captures = share(totals.in_captures[i], totals.captures)
             lines.append(f"  {finding.name:<26}{packets:>12}{flows:>12}{part:>9}{captures:>10}{part_of_captures:>9}")

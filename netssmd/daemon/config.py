@@ -160,6 +160,12 @@ class Output(_Section, frozen=True):
             raise ValueError(f"snaplen is {self.snaplen}; write 0 for whole frames, or 64 and more")
 
 
+class Compliance(_Section, frozen=True):
+    """What is watched, and what is done about it."""
+
+    check: bool = True
+
+
 class Metrics(_Section, frozen=True):
     """Where Prometheus finds the counters."""
 
@@ -185,6 +191,7 @@ class Config(_Section, frozen=True):
     traffic: Traffic = Traffic()
     addresses: Addresses = Addresses()
     output: Output = Output()
+    compliance: Compliance = Compliance()
     metrics: Metrics = Metrics()
     log: Log = Log()
 

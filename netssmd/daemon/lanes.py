@@ -40,6 +40,7 @@ from netssmd.engine.scheduler import FOR_EVER, Scheduler
 from netssmd.engine.session import STOPPED, OutPacket, Session, SessionInfo
 from netssmd.output.ledger import SessionMeta
 from netssmd.output.sink import Outgoing, Sink
+from netssmd.packet.compliance import FINDINGS
 from netssmd.packet.pcap import Packet
 
 MILLISECOND = 1_000_000
@@ -115,6 +116,8 @@ class EngineCounters:
     deficit_ns: int = 0  # of ended sessions and live ones
     throttled_ns: int = 0  # likewise
     reused: int = 0  # addresses dealt twice
+    flows: Counter[str] = field(default_factory=Counter)  # TCP flows concluded, by ending
+    flow_findings: Counter[str] = field(default_factory=Counter)  # those of them that have a finding
 
 
 @dataclass(slots=True)
@@ -123,6 +126,7 @@ class OutputCounters:
 
     packets: Counter[str] = field(default_factory=Counter)
     bytes: Counter[str] = field(default_factory=Counter)
+    findings: Counter[str] = field(default_factory=Counter)  # packets that raised one
     late: int = 0
     lateness_ns: int = 0  # of the last packet
     lateness_max_ns: int = 0
@@ -340,6 +344,11 @@ class EngineLane:
             if len(self._places_ns) > self.board.arrivals.concurrency:  # another lane took the place
                 heapq.heappop(self._places_ns)
         counters.reused += session.identities.reused if session.identities else 0
+        if session.checker is not None:
+            totals = session.checker.finish()
+            counters.flows.update(totals.endings)
+            for finding, count in zip(FINDINGS, totals.in_flows):
+                counters.flow_findings[finding.name] += count
         self._ended.append(session)
         if self.on_end:
             self.on_end(session)
@@ -372,10 +381,18 @@ class OutputLane:
     """The output thread: takes batches, sends packets in time order when they are due, tells sinks which sessions are
     over."""
 
-    def __init__(self, board: Board, sinks: Sequence[Sink], describe: Callable[[SessionInfo], SessionMeta]) -> None:
+    def __init__(
+        self,
+        board: Board,
+        sinks: Sequence[Sink],
+        describe: Callable[[SessionInfo], SessionMeta],
+        on_finding: Callable[[str, SessionMeta], object] | None = None,
+    ) -> None:
         self.board = board
         self.sinks = sinks
         self.describe = describe
+        self.on_finding = on_finding  # told of each packet that raised one
+        self._names: dict[int, tuple[str, ...]] = {0: ()}  # of findings, by their bits
         self._metas: dict[int, SessionMeta] = {}  # of sessions that have spoken and are not over
         self._flushed_ns = 0
         self.counters = OutputCounters()
@@ -475,12 +492,24 @@ class OutputLane:
 
     def _outgoing(self, packets: list[OutPacket]) -> list[Outgoing]:
         metas, batch, lag_ns = self._metas, [], self._lag_ns
-        for ts_ns, data, orig_len, info, _, flow, direction, _ in packets:
+        for ts_ns, data, orig_len, info, _, flow, direction, _, found in packets:
             meta = metas.get(info.number)
             if meta is None:
                 meta = metas[info.number] = self.describe(info)
-            batch.append(Outgoing(Packet(ts_ns + lag_ns, data, orig_len), meta, flow, direction))
+            findings = self._found(found, meta) if found else ()
+            batch.append(Outgoing(Packet(ts_ns + lag_ns, data, orig_len), meta, flow, direction, 0, findings))
         return batch
+
+    def _found(self, found: int, meta: SessionMeta) -> tuple[str, ...]:
+        """Names of a packet's findings; they are counted and told."""
+        names = self._names.get(found)
+        if names is None:
+            names = self._names[found] = tuple(f.name for i, f in enumerate(FINDINGS) if found >> i & 1)
+        self.counters.findings.update(names)
+        if self.on_finding:
+            for name in names:
+                self.on_finding(name, meta)
+        return names
 
     def _session_over(self, session: Session) -> None:
         """Tell the sinks, unless it was cut by the daemon's stop: then it did not end."""

@@ -56,6 +56,8 @@ class Row:
 LABELS: dict[str, str] = {
     "label": "traffic labels of the model",
     "reason": "`end` by itself, cut at `packets` or `duration`, `stopped` with the daemon, `broken` state",
+    "finding": "rows of [compliance.md](compliance.md)",
+    "ending": "`fin_both`, `fin_one`, `rst`, or `open` when the session ended",
     "version": "of netssmd",
     "model": "name and the first digits of its hash",
     "backend": "`cpu`, `torch` or `cuda`, with the instruction set",
@@ -102,6 +104,14 @@ METRICS: dict[str, tuple[Row, ...]] = {
         Row("netssmd_held_packets", "gauge", (), "Packets that wait for their time.", lambda s: s.output.counters.held),
         Row("netssmd_inbox_batches", "gauge", (), "Batches between engine and output threads.",
             lambda s: s.board.inbox.qsize()),
+    ),
+    "Compliance": (
+        Row("netssmd_findings", "counter", ("finding",), "Packets sent that broke a rule of TCP/IP.",
+            lambda s: s.output.counters.findings),
+        Row("netssmd_flows", "counter", ("ending",), "TCP flows concluded, by how they ended.", lambda s: s.flows()),
+        Row("netssmd_flow_findings", "counter", ("finding",),
+            "TCP flows concluded that have the finding: `handshake` are those with a complete one.",
+            lambda s: s.flow_findings()),
     ),
     "Files": (
         Row("netssmd_files_written", "counter", (), "Capture files completed.", lambda s: s.files_written()),

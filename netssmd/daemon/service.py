@@ -36,12 +36,14 @@ from netssmd.errors import NetssmdError
 from netssmd.output.file_sink import FileSink
 from netssmd.output.ledger import Ledger, SessionMeta, is_attack
 from netssmd.output.pcap_ring import PcapRing
+from netssmd.packet.compliance import Checker
 
 if TYPE_CHECKING:
     from netssmd.daemon.web import MetricsServer
 
 T = TypeVar("T")
 SECOND = 1_000_000_000
+MAX_FLOWS = 1024  # that a session's checker keeps in mind: as many as its codec does
 SWITCH_SECONDS = 0.0005  # the interpreter's turn between engine threads: a step is shorter than Python's usual 5 ms
 FORCED = 130
 
@@ -152,7 +154,7 @@ class Service:
             scheduler = Scheduler(backend, config.engine.group, cap, slots)
             self.lanes.append(EngineLane(index, self.board, scheduler, self._open_session, self._session_ended))
         sinks = [FileSink(self.ring, self._ledger)]
-        self.output = OutputLane(self.board, sinks, self._describe)
+        self.output = OutputLane(self.board, sinks, self._describe, self._found)
 
     def _open_ring(self) -> PcapRing:
         output = self.config.output
@@ -178,9 +180,15 @@ class Service:
             "session-started", session=self.session_id(info), label=info.label, conditions=info.conditions
         )
         output = self.config.output
-        return self.model.session(
+        session = self.model.session(
             info, self.plan, self.limits, self.temperatures, output.snaplen, payload=output.payload
         )
+        if self.config.compliance.check:
+            session.checker = Checker(max_flows=MAX_FLOWS)
+        return session
+
+    def _found(self, finding: str, meta: SessionMeta) -> None:
+        self.events.emit("finding", finding=finding, session=meta.id, label=meta.label)
 
     def _session_ended(self, session: Session) -> None:
         info = session.info
@@ -406,6 +414,14 @@ class Service:
         for lane in self.lanes:
             total.update(lane.counters.ended.copy())
         return dict(total)
+
+    def flows(self) -> dict[str, int]:
+        """TCP flows concluded, by ending."""
+        return self._merged(lambda c: c.flows)
+
+    def flow_findings(self) -> dict[str, int]:
+        """TCP flows concluded that have a finding, by its name."""
+        return self._merged(lambda c: c.flow_findings)
 
     def files_written(self) -> int:
         """Captures completed."""

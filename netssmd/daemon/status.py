@@ -70,6 +70,17 @@ class Timing:
 
 
 @dataclass(frozen=True, slots=True)
+class Compliance:
+    """Rules of TCP/IP: `findings` are packets sent that broke one; `flows` are TCP flows concluded, by ending, of which
+    `handshakes` had a complete one. `check`: is anyone looking?"""
+
+    check: bool
+    findings: dict[str, int]
+    flows: dict[str, int]
+    handshakes: int
+
+
+@dataclass(frozen=True, slots=True)
 class SinkState:
     """One sink."""
 
@@ -107,6 +118,7 @@ class Status:
     labels: dict[str, Label]
     traffic: Traffic
     timing: Timing
+    compliance: Compliance
     sinks: list[SinkState]
     slices: Slices | None
     events: dict[str, int]  # told so far, by kind
@@ -190,6 +202,10 @@ def status_of(service: Service) -> Status:
         timing=Timing(
             counters.lateness_ns / 1e9, counters.lateness_max_ns / 1e9, counters.late, service.sum("deficit_ns") / 1e9,
             service.sum("throttled_ns") / 1e9, counters.held, board.inbox.qsize(),
+        ),
+        compliance=Compliance(
+            service.config.compliance.check, dict(counters.findings), service.flows(),
+            service.flow_findings().get("handshake", 0),
         ),
         sinks=[SinkState(sink_name(sink), sink.packets, sink.dropped) for sink in service.output.sinks],
         slices=Slices(service.config.output.directory, ring.files, ring.bytes) if ring else None,

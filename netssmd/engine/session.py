@@ -1,6 +1,6 @@
 """A session: one generated trace of one or more flows. Tokens flow in one by one, rendered packets flow out.
 
-    token -> decoder.feed -> Decoded -> session clock -> payload -> render -> OutPacket
+    token -> decoder.feed -> Decoded -> session clock -> payload -> check -> render -> OutPacket
 
 Pure: no clock, no path, no thread. What the model sees at each step is the sum of the embedding rows that `row()`
 names: the token before (END at the start), the label, the conditions, the codec's context features. The session owns
@@ -19,6 +19,7 @@ from typing import NamedTuple, Protocol
 
 from netssmd.engine.plan import FreshIdentities
 from netssmd.engine.sampling import Stream
+from netssmd.packet.compliance import Checker
 from netssmd.packet.payload import PayloadWriter
 from netssmd.packet.wire import ARP, NOT_IP, OPAQUE, Headers
 
@@ -95,7 +96,7 @@ NO_LIMITS = Limits()
 
 class OutPacket(NamedTuple):
     """A packet on its way out: capture time, frame, true length, and whose it is (`direction` 0 = from the
-    originator)."""
+    originator). `found`: the findings it raised, as bits of packet/compliance.py's table."""
 
     ts_ns: int
     data: bytes
@@ -105,6 +106,7 @@ class OutPacket(NamedTuple):
     five_tuple: FiveTuple | None
     direction: int
     kind: int
+    found: int = 0
 
 
 @dataclass(slots=True)
@@ -145,11 +147,13 @@ class Session:
         prompt: tokens to force first, without a final END.
         identities: where the fresh hosts come from, kept for its counts.
         payload: fills the payloads; without it they are zeros.
+
+    `checker`, where one is set before the first packet, judges each packet as it is about to be rendered.
     """
 
     __slots__ = (
-        "_before", "_prompt_at", "begin", "clock_ns", "decoder", "deficit_ns", "fixed_rows", "flows", "identities",
-        "info", "limits", "packets", "payload", "prompt", "reason", "render", "stream", "temperatures",
+        "_before", "_prompt_at", "begin", "checker", "clock_ns", "decoder", "deficit_ns", "fixed_rows", "flows",
+        "identities", "info", "limits", "packets", "payload", "prompt", "reason", "render", "stream", "temperatures",
         "throttled_ns", "tokens",
     )  # fmt: skip
 
@@ -179,6 +183,7 @@ class Session:
         self._prompt_at = 0
         self.identities = identities
         self.payload = payload
+        self.checker: Checker | None = None
         self._before = begin
         self.clock_ns = info.start_ns  # time of the last packet: no later one comes before it
         self.deficit_ns = 0  # how far the clock was moved because generation could not keep up
@@ -264,10 +269,12 @@ class Session:
         headers, direction = decoded.headers, decoded.direction
         if self.payload is not None:
             self.payload.fill(headers, decoded.flow, direction, decoded.kind)
+        found = 0 if self.checker is None else self.checker.observe(headers, ts_ns)
         data, orig_len = self.render(headers)
         return OutPacket(
-            ts_ns, data, orig_len, self.info, decoded.flow, five_tuple(headers, direction), direction, decoded.kind
-        )
+            ts_ns, data, orig_len, self.info, decoded.flow, five_tuple(headers, direction), direction, decoded.kind,
+            found,
+        )  # fmt: skip
 
     def cut(self, reason: str = STOPPED) -> None:
         """End the session here."""

@@ -27,8 +27,8 @@ class FileSink:
 
     def write(self, batch: Sequence[Outgoing]) -> None:
         write = self.ring.write
-        for packet, session, flow, direction, _ in batch:
-            write(packet, (session, packet.ts_ns, flow, direction, packet.orig_len))
+        for packet, session, flow, direction, _, findings in batch:
+            write(packet, (session, packet.ts_ns, flow, direction, packet.orig_len, findings))
 
     def end_session(self, session: SessionMeta) -> None:
         self.ledger.end(session)

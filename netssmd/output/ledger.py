@@ -5,7 +5,9 @@ In: one `observe` per packet that reached the file. Out: JSON lines for the slic
 The first line is a header (`type` "header": capture, model, model_hash, version, linktype, snaplen, created, totals),
 then one line per session that spoke or ended in this slice (`type` "session"). A flow is told from its originator's
 side, its counts are pairs [from the originator, from the responder], `bytes` are lengths on the wire. Packets that
-belong to no flow (ARP) make a row whose `proto` is null. `complete` tells whether the session ended in this slice.
+belong to no flow (ARP) make a row whose `proto` is null. `findings` counts the packets that broke a rule of TCP/IP, by
+the names of packet/compliance.py: in a session always, in a flow where there are any. `complete` tells whether the
+session ended in this slice.
 
 Memory is bounded: flows beyond `max_session_flows` of a session or `max_flows` of the slice are summed up in
 `flows_omitted` of the session, sessions beyond `max_sessions` in a last line of `type` "omitted".
@@ -29,8 +31,8 @@ from netssmd.packet.pcap import LINKTYPE_ETHERNET, MAX_SNAPLEN
 FlowKey: TypeAlias = tuple[int, bytes, int, bytes, int]
 """Protocol number, source address, source port, destination address, destination port; the originator is the source."""
 
-Note: TypeAlias = tuple["SessionMeta", int, FlowKey | None, int, int]
-"""One packet, the arguments of `Ledger.observe`: session, ts_ns, flow, direction, wire_bytes."""
+Note: TypeAlias = tuple["SessionMeta", int, FlowKey | None, int, int, tuple[str, ...]]
+"""One packet, the arguments of `Ledger.observe`: session, ts_ns, flow, direction, wire_bytes, findings."""
 
 
 ATTACKS: Final = ("attack-*",)  # patterns of the labels that name attacks, unless an operator gives others
@@ -67,6 +69,7 @@ class _Tally:
     flows: dict[FlowKey | None, _Row] = field(default_factory=dict)
     omitted: _Row | None = None
     findings: dict[str, int] = field(default_factory=dict)
+    flow_findings: dict[FlowKey | None, dict[str, int]] = field(default_factory=dict)
     complete: bool = False
 
     def rows(self) -> list[_Row]:
@@ -111,8 +114,17 @@ class Ledger:
         self._current = self._rest  # the tally of the session that spoke last
         self._flows = self._rest.flows
 
-    def observe(self, session: SessionMeta, ts_ns: int, flow: FlowKey | None, direction: int, wire_bytes: int) -> None:
-        """Count a packet. `direction` is 0 from the flow's originator, 1 from its responder."""
+    def observe(
+        self,
+        session: SessionMeta,
+        ts_ns: int,
+        flow: FlowKey | None,
+        direction: int,
+        wire_bytes: int,
+        findings: tuple[str, ...] = (),
+    ) -> None:
+        """Count a packet and the findings it raised. `direction` is 0 from the flow's originator, 1 from its
+        responder."""
         if session is not self._current.meta:
             self._current = self._tally(session)
             self._flows = self._current.flows
@@ -125,15 +137,22 @@ class Ledger:
             row[_LAST] = ts_ns
         elif ts_ns < row[_FIRST]:
             row[_FIRST] = ts_ns
+        if findings:
+            self._find(row, flow, findings)
+
+    def _find(self, row: _Row, flow: FlowKey | None, findings: tuple[str, ...]) -> None:
+        """Count findings of a packet of the session that spoke last; by flow too, if the flow has a row of its own."""
+        tally = self._current
+        counts = [tally.findings]
+        if row is not tally.omitted:
+            counts.append(tally.flow_findings.setdefault(flow, {}))
+        for name in findings:
+            for count in counts:
+                count[name] = count.get(name, 0) + 1
 
     def end(self, session: SessionMeta) -> None:
         """The session has spoken its last packet."""
         self._tally(session).complete = True
-
-    def find(self, session: SessionMeta, finding: str, count: int = 1) -> None:
-        """Count a compliance finding of the session."""
-        findings = self._tally(session).findings
-        findings[finding] = findings.get(finding, 0) + count
 
     def _tally(self, session: SessionMeta) -> _Tally:
         tally = self._tallies.get(session.id)
@@ -221,10 +240,15 @@ def _session_line(tally: _Tally) -> Iterator[bytes]:
     yield _json(session)[:-1] + b',"flows":['
     separator = b""
     flows = iter(tally.flows.items())
-    while some := [_five_tuple(flow) | _counts(row) for flow, row in islice(flows, _FLOWS_AT_ONCE)]:
+    while some := [_flow(flow, row, tally.flow_findings.get(flow)) for flow, row in islice(flows, _FLOWS_AT_ONCE)]:
         yield separator + _json(some)[1:-1]
         separator = b","
     yield b"]}\n"
+
+
+def _flow(flow: FlowKey | None, row: _Row, findings: dict[str, int] | None) -> dict[str, Any]:
+    """A flow's object; `findings` stand in it only where there are some."""
+    return _five_tuple(flow) | _counts(row) | ({"findings": findings} if findings else {})
 
 
 def _counts(row: _Row) -> dict[str, Any]:

@@ -16,7 +16,7 @@ class Outgoing(NamedTuple):
     """A packet with what is known of it. `flow` is None for what has no five-tuple (ARP).
 
     `direction` is 0 from the flow's originator, 1 from its responder. `due_ns` is the monotonic time at which a live
-    sink sends it; files do not look at it.
+    sink sends it; files do not look at it. `findings` are the names of those it raised.
     """
 
     packet: Packet
@@ -24,6 +24,7 @@ class Outgoing(NamedTuple):
     flow: FlowKey | None
     direction: int
     due_ns: int = 0
+    findings: tuple[str, ...] = ()
 
 
 class Sink(Protocol):

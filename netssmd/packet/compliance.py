@@ -8,10 +8,11 @@ kept up to date by `Checker._update`. A row says where it is tested:
 
 ::
 
-    frame    each packet, whatever it is                     (headers) -> bool
-    packet   each TCP packet, before it updates its flow     (flow, side, peer, headers) -> bool
-             `on` names the packets that can raise it at all, so that ordinary ones pass with two tests
-    flow     each TCP flow, when it is concluded             (flow) -> bool
+    frame     each packet that looks odd, whatever it is      (headers, step_ns) -> bool
+    captured  each packet of which all bytes are there        (headers, data) -> bool
+    packet    each TCP packet, before it updates its flow     (flow, side, peer, headers) -> bool
+              `on` names the packets that can raise it at all, so that ordinary ones pass with one test
+    flow      each TCP flow, when it is concluded             (flow) -> bool
 
 A finding with `good` is something to have, the others are defects. Adding one is one row here and its test.
 
@@ -23,8 +24,11 @@ Payload lengths come from the IP length, never from what was captured; `captured
 takes a packet without its payload for an empty one (and so finds acknowledgements of data never sent in nearly all real
 traces).
 
+The daemon checks what it is about to render (`observe`), `netssmd check` what it reads (`observe_bytes`), where the
+checksums of TCP, UDP and ICMP are judged too. A checker is plain data: it can be saved and goes on where it was.
+
 Sources: the paper's section 5.3.2, Tables 3 and 4; RFC 9293 (TCP), RFC 7323 (window scale, timestamps), RFC 2018
-(SACK), RFC 1122 section 4.2.3.6 (keep-alives).
+(SACK), RFC 1122 sections 4.2.3.5 (R2) and 4.2.3.6 (keep-alives), RFC 1071 (checksums).
 """
 
 from __future__ import annotations
@@ -32,19 +36,29 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
+from netssmd.packet.answers import DNS_PORT, named_addresses
 from netssmd.packet.wire import (
     ACK,
     ETHERTYPE_IPV4,
     ETHERTYPE_IPV6,
     FIN,
+    ICMP,
     IPV4,
+    IPV6,
+    MORE_FRAGMENTS,
     NOT_IP,
+    OPAQUE,
     RST,
     SYN,
     TCP,
+    UDP,
     Headers,
+    network_header_len,
     parse,
+    pseudo_header_sum,
     signed,
+    sum16,
+    transport_header_len,
 )
 
 UNKNOWN: Final = -1
@@ -57,11 +71,16 @@ SYN_ACK_SEEN: Final = 2
 ESTABLISHED: Final = 3
 
 # Bits of `Finding.on`. SEQUENCE: not the next expected number. CONTROL: SYN, FIN or RST, or no ACK. OPTIONS: any option
-# but timestamps.
+# but timestamps. DATA: payload. STAMPS: the flow's timestamps are missing, or went back.
 SEQUENCE: Final = 1
 CONTROL: Final = 2
 OPTIONS: Final = 4
-ANY: Final = 8
+DATA: Final = 8
+STAMPS: Final = 16
+ANY: Final = 32
+
+MAX_REPEATS: Final = 15
+"""Times that a segment may be sent again in a row: Linux gives up after tcp_retries2 = 15 (RFC 1122's R2)."""
 
 # TCP option kinds, as bits 1 << kind. Bit 0 stands for options that cannot be read to their end.
 BAD_OPTIONS: Final = 1 << 0
@@ -87,11 +106,16 @@ class Side:
         ack_first, ack_last: first and latest acknowledgement it sent. ack_fell: one was lower than that before it.
         gaps, rewinds, retransmissions: segments that were not the next expected one. progressed: some were.
         segments: packets that occupy sequence space (payload, SYN or FIN). payload: bytes of payload, repeats included.
+        repeated, repeats: the segment it sent again last, and how often in a row.
+        shift: its window scale, 0 if not both sides have one, `UNKNOWN` until both SYNs were seen.
+        edge: what it may be sent at most: highest acknowledgement plus window so far, `UNKNOWN` while `shift` is.
+        tsval: its latest timestamp, `UNKNOWN` before one. reset: it sent an RST.
     """
 
     __slots__ = (
         "isn", "syn_options", "first", "next", "fin_end", "fin_acked", "ack_first", "ack_last", "ack_fell", "gaps",
-        "rewinds", "retransmissions", "progressed", "packets", "segments", "payload",
+        "rewinds", "retransmissions", "progressed", "packets", "segments", "payload", "repeated", "repeats", "shift",
+        "edge", "tsval", "reset",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -111,6 +135,12 @@ class Side:
         self.packets: int = 0
         self.segments: int = 0
         self.payload: int = 0
+        self.repeated: int = UNKNOWN
+        self.repeats: int = 0
+        self.shift: int = UNKNOWN
+        self.edge: int = UNKNOWN
+        self.tsval: int = UNKNOWN
+        self.reset: bool = False
 
 
 class Flow:
@@ -122,16 +152,19 @@ class Flow:
         syn_ns, syn_ack_ns, established_ns: times of the latest SYN before its answer, of that answer, of the ACK that
             completed the handshake; 0 if not seen. Established minus SYN is one round trip, wherever it was captured.
         counts: for each row of FINDINGS, packets that raised it (1 or 0 for a finding about the flow, once concluded).
+        named: a DNS answer had named its responder before it began.
         length, ahead, kinds: of the packet in hand: payload length, distance from the next expected sequence number
-            (0 if there is none yet, and for RST), option kinds as bits.
+            (0 if there is none yet, and for RST), option kinds as bits. tsval: its timestamp, `UNKNOWN` without.
     """
 
     __slots__ = (
         "key", "originator", "responder", "started_by_syn", "stage", "reset", "first_ns", "last_ns", "syn_ns",
-        "syn_ack_ns", "established_ns", "counts", "length", "ahead", "kinds",
+        "syn_ack_ns", "established_ns", "counts", "named", "length", "ahead", "kinds", "tsval",
     )  # fmt: skip
 
-    def __init__(self, key: tuple[bytes, int, bytes, int], ts_ns: int, started_by_syn: bool, findings: int) -> None:
+    def __init__(
+        self, key: tuple[bytes, int, bytes, int], ts_ns: int, started_by_syn: bool, named: bool, findings: int
+    ) -> None:
         self.key: tuple[bytes, int, bytes, int] = key
         self.originator: Side = Side()
         self.responder: Side = Side()
@@ -144,9 +177,11 @@ class Flow:
         self.syn_ack_ns: int = 0
         self.established_ns: int = 0
         self.counts: list[int] = [0] * findings
+        self.named: bool = named
         self.length: int = 0
         self.ahead: int = 0
         self.kinds: int = 0
+        self.tsval: int = UNKNOWN
 
     def closed(self) -> bool:
         return self.reset or (self.originator.fin_end != UNKNOWN and self.responder.fin_end != UNKNOWN)
@@ -190,9 +225,30 @@ def option_kinds(options: bytes) -> int:
     return kinds
 
 
+def option_value(options: bytes, wanted: int) -> bytes:
+    """What follows kind and length of the first option of this kind; empty if there is none."""
+    i = 0
+    end = len(options)
+    while i + 1 < end:
+        kind = options[i]
+        if kind == 0:
+            break
+        if kind == 1:
+            i += 1
+            continue
+        length = options[i + 1]
+        if length < 2 or i + length > end:
+            break
+        if kind == wanted:
+            return options[i + 2 : i + length]
+        i += length
+    return b""
+
+
 # ------------------------------------------------------------------------------------------------------------- findings
 
-FrameTest = Callable[[Headers], bool]
+FrameTest = Callable[[Headers, int], bool]
+CapturedTest = Callable[[Headers, bytes], bool]
 PacketTest = Callable[[Flow, Side, Side, Headers], bool]
 FlowTest = Callable[[Flow], bool]
 
@@ -210,9 +266,16 @@ class Finding(NamedTuple):
     rfc: str
     known_as: str = ""
     frame: FrameTest | None = None
+    captured: CapturedTest | None = None
     on: int = ANY
     packet: PacketTest | None = None
     flow: FlowTest | None = None
+
+
+    @property
+    def by_flow(self) -> bool:
+        """It is judged by flow (once a flow is concluded), or a packet that raises it belongs to one."""
+        return self.packet is not None or self.flow is not None
 
 
 def _unreadable(headers: Headers) -> bool:
@@ -240,6 +303,40 @@ def _repeats(flow: Flow, side: Side, headers: Headers) -> bool:
 
 def _rewinds(flow: Flow, side: Side, headers: Headers) -> bool:
     return flow.ahead < 0 and not _repeats(flow, side, headers) and not _keep_alive(flow, headers)
+
+
+def _early_data(flow: Flow, side: Side, headers: Headers) -> bool:
+    """Payload before the three-way handshake is through; the originator's ACK may carry the first."""
+    if not flow.started_by_syn or flow.stage == ESTABLISHED or headers.flags & (SYN | RST) != 0:
+        return False
+    return flow.stage != SYN_ACK_SEEN or side is not flow.originator
+
+
+def _late_data(flow: Flow, side: Side, headers: Headers) -> bool:
+    return side.fin_end != UNKNOWN and signed(headers.seq + flow.length - side.fin_end + 1) > 0
+
+
+def _overruns(flow: Flow, peer: Side, headers: Headers) -> bool:
+    """More than the window's edge; one byte may probe a closed window (RFC 9293 section 3.8.6.1)."""
+    return flow.length > 1 and peer.edge != UNKNOWN and signed(headers.seq + flow.length - peer.edge) > 0
+
+
+def _wrong_checksum(headers: Headers, data: bytes) -> bool:
+    """Is the checksum of TCP, UDP or ICMP wrong? Not judged where the datagram is in fragments or was cut."""
+    if headers.ip_flags & MORE_FRAGMENTS:
+        return False
+    if headers.transport == UDP and headers.checksum == 0:
+        return headers.version == IPV6  # over IPv4 zero says that there is none (RFC 768)
+    length = transport_header_len(headers) + headers.payload_len
+    if headers.transport == UDP and headers.udp_length_delta:
+        length += headers.udp_length_delta
+    offset = len(headers.link) + network_header_len(headers)
+    if offset + length > len(data):
+        return False
+    total = sum16(data[offset : offset + length])
+    if headers.transport != ICMP or headers.version != IPV4:
+        total += pseudo_header_sum(headers, length)
+    return total % 65535 != 0
 
 
 def _sack_unasked(flow: Flow) -> bool:
@@ -270,7 +367,7 @@ FINDINGS: Final[tuple[Finding, ...]] = (
         "unreadable_ip", "Correct IPv4 version", False,
         "the ethertype says IP, but version, header length or total length is wrong, or a header is incomplete",
         "RFC 791 3.1, RFC 8200 3", "ip.version, ip.bogus_header_length",
-        frame=_unreadable,
+        frame=lambda headers, step_ns: _unreadable(headers),
     ),
     Finding(
         "ack_progress", "ACK progress", True,
@@ -310,7 +407,7 @@ FINDINGS: Final[tuple[Finding, ...]] = (
     ),
     Finding(
         "timestamps_disappeared", "Timestamps disappeared", False,
-        "both SYNs carry the timestamps option, a later packet (RST aside) does not", "RFC 7323 3.2",
+        "both SYNs carry the timestamps option, a later packet (RST aside) does not", "RFC 7323 3.2", on=STAMPS,
         packet=lambda flow, side, peer, headers: flow.kinds & TIMESTAMPS == 0 and headers.flags & (SYN | RST) == 0
         and side.syn_options & peer.syn_options & TIMESTAMPS != 0,
     ),
@@ -348,9 +445,19 @@ FINDINGS: Final[tuple[Finding, ...]] = (
         flow=lambda flow: flow.started_by_syn,
     ),
     Finding(
+        "dns_before_connect", "", True, "a DNS answer had named the responder's address before the first packet",
+        "RFC 1034 5.3.1", "Zeek: dns.log before conn.log",
+        flow=lambda flow: flow.named,
+    ),
+    Finding(
         "gap", "", False, "a segment beyond the next expected sequence number: one before it was lost, or not captured",
         "RFC 9293 3.4", "tcp.analysis.lost_segment, Zeek: content_gap", on=SEQUENCE,
         packet=lambda flow, side, peer, headers: flow.ahead > 0,
+    ),
+    Finding(
+        "rewind", "", False, "a segment before the first sequence number that its sender was seen to use",
+        "RFC 9293 3.4", "tcp.analysis.out_of_order", on=SEQUENCE,
+        packet=lambda flow, side, peer, headers: _rewinds(flow, side, headers),
     ),
     Finding(
         "retransmission", "", False,
@@ -359,23 +466,92 @@ FINDINGS: Final[tuple[Finding, ...]] = (
         packet=lambda flow, side, peer, headers: _repeats(flow, side, headers),
     ),
     Finding(
+        "endless_retransmission", "", False, "the same segment sent again more than 15 times in a row",
+        "RFC 1122 4.2.3.5", "tcp.analysis.retransmission", on=SEQUENCE,
+        packet=lambda flow, side, peer, headers: side.repeats >= MAX_REPEATS and headers.seq == side.repeated
+        and _repeats(flow, side, headers),
+    ),
+    Finding(
+        "window_overrun", "", False,
+        "more than one byte of payload beyond the highest window edge that the peer offered",
+        "RFC 9293 3.8.6", "tcp.analysis.window_full, Suricata: stream.est_packet_out_of_window", on=DATA,
+        packet=lambda flow, side, peer, headers: _overruns(flow, peer, headers),
+    ),
+    Finding(
+        "data_before_handshake", "", False,
+        "payload in a flow that began with a SYN, before its handshake is complete; SYN and the ACK that completes it "
+        "may carry some",
+        "RFC 9293 3.5", "Zeek: data_before_established", on=DATA,
+        packet=lambda flow, side, peer, headers: _early_data(flow, side, headers),
+    ),
+    Finding(
+        "data_after_fin", "", False, "payload beyond the sender's own FIN", "RFC 9293 3.6",
+        "Zeek: FIN_advanced_last_seq", on=DATA,
+        packet=lambda flow, side, peer, headers: _late_data(flow, side, headers),
+    ),
+    Finding(
+        "data_after_reset", "", False, "payload from a side that has sent an RST", "RFC 9293 3.5.2",
+        "Zeek: data_after_reset", on=DATA,
+        packet=lambda flow, side, peer, headers: side.reset,
+    ),
+    Finding(
+        "tsval_regression", "", False,
+        "a timestamp lower than its sender's last one, in a segment that is neither late nor a repetition",
+        "RFC 7323 5.3", "Suricata: stream.pkt_invalid_timestamp", on=STAMPS,
+        packet=lambda flow, side, peer, headers: flow.tsval != UNKNOWN and flow.ahead >= 0
+        and side.tsval != UNKNOWN and signed(flow.tsval - side.tsval) < 0,
+    ),
+    Finding(
         "malformed_options", "", False, "a TCP option whose length is below 2 or beyond the header", "RFC 9293 3.1",
         "tcp.option.len.invalid", on=OPTIONS,
         packet=lambda flow, side, peer, headers: flow.kinds & BAD_OPTIONS != 0,
     ),
     Finding(
-        "ip_checksum", "", False, "an IPv4 header checksum that is not right", "RFC 791 3.1", "ip.checksum.status",
-        frame=lambda headers: headers.version == IPV4 and headers.checksum_delta != 0,
+        "tcp_checksum", "", False, "a TCP checksum that is not right, of a segment captured whole", "RFC 9293 3.1",
+        "tcp.checksum.status, Zeek: bad_TCP_checksum",
+        captured=lambda headers, data: headers.transport == TCP and _wrong_checksum(headers, data),
+    ),
+    Finding(
+        "udp_checksum", "", False, "a UDP checksum that is not right, of a datagram captured whole; 0 over IPv6",
+        "RFC 768, RFC 8200 8.1", "udp.checksum.status, Zeek: bad_UDP_checksum",
+        captured=lambda headers, data: headers.transport == UDP and _wrong_checksum(headers, data),
+    ),
+    Finding(
+        "icmp_checksum", "", False, "an ICMP checksum that is not right, of a message captured whole",
+        "RFC 792, RFC 4443 2.3", "icmp.checksum.status, Zeek: bad_ICMP_checksum",
+        captured=lambda headers, data: headers.transport == ICMP and _wrong_checksum(headers, data),
+    ),
+    Finding(
+        "ip_checksum", "", False, "an IPv4 header checksum that is not right", "RFC 791 3.1",
+        "ip.checksum.status, Zeek: bad_IP_checksum",
+        frame=lambda headers, step_ns: headers.version == IPV4 and headers.checksum_delta != 0,
+    ),
+    Finding(
+        "ip_length", "", False, "the IP length is more than the frame holds", "RFC 791 3.1, RFC 8200 3",
+        "ip.bogus_ip_length, Suricata: decoder.ipv4.trunc_pkt",
+        frame=lambda headers, step_ns: (headers.version == IPV4 or headers.version == IPV6) and headers.trailer_len < 0,
+    ),
+    Finding(
+        "udp_length", "", False, "the UDP length is not what the IP length leaves (fragments aside)", "RFC 768",
+        "udp.length.bad, Suricata: decoder.udp.len_invalid",
+        frame=lambda headers, step_ns: headers.transport == UDP and headers.udp_length_delta != 0
+        and headers.ip_flags & MORE_FRAGMENTS == 0,
+    ),
+    Finding(
+        "time_regression", "", False, "a packet earlier than the one before it in the capture", "pcap, section 5",
+        "capinfos -o",
+        frame=lambda headers, step_ns: step_ns < 0,
     ),
 )  # fmt: skip
 
 INDEX: Final = {finding.name: i for i, finding in enumerate(FINDINGS)}
 
 _FRAME_TESTS: Final = [(i, finding.frame) for i, finding in enumerate(FINDINGS) if finding.frame is not None]
+_CAPTURED_TESTS: Final = [(i, finding.captured) for i, finding in enumerate(FINDINGS) if finding.captured is not None]
 _FLOW_TESTS: Final = [(i, finding.flow) for i, finding in enumerate(FINDINGS) if finding.flow is not None]
 _PACKET_TESTS: Final[list[list[tuple[int, PacketTest]]]] = [
     [(i, f.packet) for i, f in enumerate(FINDINGS) if f.packet is not None and f.on & (sort | ANY)]
-    for sort in range((SEQUENCE | CONTROL | OPTIONS) + 1)
+    for sort in range(ANY)
 ]
 """By what a packet is (bits of `Finding.on`), the tests it has to pass."""
 
@@ -449,10 +625,19 @@ class Checker:
         self._max_flows: int = max(max_flows, 1)
         self._on_flow: Callable[[Flow], None] | None = on_flow
         self._flows: dict[tuple[bytes, int, bytes, int], Flow] = {}
+        self._named: dict[bytes, bool] = {}  # addresses that DNS answers gave, in the order of their first time
+        self._last_ns: int = UNKNOWN
 
     def observe_bytes(self, ts_ns: int, data: bytes, orig_len: int) -> int:
         """Check a frame as captured. Return: as `observe`."""
-        return self.observe(parse(data, orig_len), ts_ns)
+        headers = parse(data, orig_len)
+        found = self.observe(headers, ts_ns)
+        if headers.transport != OPAQUE and headers.version != NOT_IP and _wrong_checksum(headers, data):
+            for i, test in _CAPTURED_TESTS:
+                if test(headers, data):
+                    found |= 1 << i
+                    self._count(i)
+        return found
 
     def observe(self, headers: Headers, ts_ns: int) -> int:
         """Check one packet.
@@ -462,12 +647,19 @@ class Checker:
         totals = self.totals
         totals.packets += 1
         found = 0
-        for i, test in _FRAME_TESTS:
-            if test(headers):
-                found |= 1 << i
-                totals.in_packets[i] += 1
-                totals.in_captures[i] = 1
+        step_ns = ts_ns - self._last_ns if self._last_ns != UNKNOWN else 0
+        self._last_ns = ts_ns
+        if (
+            headers.version == NOT_IP or step_ns < 0 or headers.trailer_len < 0 or headers.checksum_delta != 0
+            or headers.udp_length_delta != 0
+        ):  # fmt: skip
+            for i, test in _FRAME_TESTS:
+                if test(headers, step_ns):
+                    found |= 1 << i
+                    self._count(i)
         if headers.transport != TCP or headers.version == NOT_IP:
+            if headers.transport == UDP and headers.sport == DNS_PORT:
+                self._learn_names(headers)
             return found
         totals.tcp_packets += 1
         flow = self._flow_of(headers, ts_ns)
@@ -480,8 +672,7 @@ class Checker:
             if packet_test(flow, side, peer, headers):
                 found |= 1 << i
                 flow.counts[i] += 1
-                totals.in_packets[i] += 1
-                totals.in_captures[i] = 1
+                self._count(i)
         self._update(flow, side, peer, headers, ts_ns)
         return found
 
@@ -491,6 +682,17 @@ class Checker:
             self._conclude(flow)
         self._flows.clear()
         return self.totals
+
+    def _count(self, i: int) -> None:
+        self.totals.in_packets[i] += 1
+        self.totals.in_captures[i] = 1
+
+    def _learn_names(self, headers: Headers) -> None:
+        """Remember the addresses that a DNS answer gives, as many as flows."""
+        for address in named_addresses(headers.body):
+            self._named[address] = True
+            if len(self._named) > self._max_flows:
+                del self._named[next(iter(self._named))]
 
     def _flow_of(self, headers: Headers, ts_ns: int) -> Flow:
         """The flow that the packet belongs to, opened if it is new."""
@@ -508,7 +710,7 @@ class Checker:
         if len(self._flows) >= self._max_flows:
             self._evict()
         key = backward if headers.flags & (SYN | ACK) == SYN | ACK else forward
-        flow = Flow(key, ts_ns, syn, len(FINDINGS))
+        flow = Flow(key, ts_ns, syn, key[2] in self._named, len(FINDINGS))
         self._flows[key] = flow
         return flow
 
@@ -533,6 +735,11 @@ class Checker:
                     self.totals.options[kind] += 1
         elif flow.kinds:
             self.totals.options[8] += 1
+        flow.tsval = UNKNOWN
+        if flow.kinds & TIMESTAMPS:
+            options = headers.tcp_options
+            stamps = options[4:8] if options[:4] == _USUAL_OPTIONS else option_value(options, 8)[:4]
+            flow.tsval = int.from_bytes(stamps, "big") if len(stamps) == 4 else UNKNOWN
         flow.ahead = 0
         if side.next != UNKNOWN and headers.flags & RST == 0:
             flow.ahead = signed(headers.seq - side.next)
@@ -541,6 +748,13 @@ class Checker:
             sort |= CONTROL
         if flow.kinds & ~TIMESTAMPS:
             sort |= OPTIONS
+        if length:
+            sort |= DATA
+        if flow.tsval == UNKNOWN:
+            if side.syn_options & TIMESTAMPS:
+                sort |= STAMPS
+        elif side.tsval != UNKNOWN and signed(flow.tsval - side.tsval) < 0:
+            sort |= STAMPS
         return sort
 
     def _update(self, flow: Flow, side: Side, peer: Side, headers: Headers, ts_ns: int) -> None:
@@ -559,8 +773,11 @@ class Checker:
             flow.established_ns = ts_ns
         if flags & RST:
             flow.reset = True
+            side.reset = True
         else:
             self._advance(flow, side, headers)
+            if flow.tsval != UNKNOWN and (side.tsval == UNKNOWN or signed(flow.tsval - side.tsval) > 0):
+                side.tsval = flow.tsval
         if flags & ACK:
             self._acknowledge(side, peer, headers)
 
@@ -569,6 +786,9 @@ class Checker:
             return
         side.syn_options = flow.kinds
         side.isn = headers.seq
+        if flow.kinds & WINDOW_SCALE and flow.stage < SYN_ACK_SEEN:
+            scale = option_value(headers.tcp_options, 3)
+            side.shift = min(scale[0], 14) if scale else 0  # RFC 7323 section 2.3
         if headers.flags & (ACK | FIN | RST) == 0:
             if side is flow.originator and flow.stage <= SYN_SEEN:
                 flow.stage = SYN_SEEN
@@ -580,6 +800,9 @@ class Checker:
             # Payload in the SYN (RFC 7413) may be acknowledged with it or not.
             flow.stage = SYN_ACK_SEEN
             flow.syn_ack_ns = ts_ns
+            scaled = side.syn_options & peer.syn_options & WINDOW_SCALE != 0
+            side.shift = side.shift if scaled else 0
+            peer.shift = peer.shift if scaled else 0
 
     def _advance(self, flow: Flow, side: Side, headers: Headers) -> None:
         """Move the sequence numbers of a side on."""
@@ -599,6 +822,8 @@ class Checker:
         elif flow.ahead < 0:
             if _repeats(flow, side, headers):
                 side.retransmissions += 1
+                side.repeats = side.repeats + 1 if headers.seq == side.repeated else 1
+                side.repeated = headers.seq
             elif not _keep_alive(flow, headers):
                 side.rewinds += 1
         if signed(headers.seq - side.first) > 0:
@@ -617,6 +842,10 @@ class Checker:
         elif signed(ack - side.ack_last) < 0:
             side.ack_fell = True
         side.ack_last = ack
+        if side.shift != UNKNOWN and peer.shift != UNKNOWN:
+            edge = (ack + (headers.window if headers.flags & SYN else headers.window << side.shift)) & 0xFFFFFFFF
+            if side.edge == UNKNOWN or signed(edge - side.edge) > 0:
+                side.edge = edge
 
     def _conclude(self, flow: Flow) -> None:
         for i, test in _FLOW_TESTS:
