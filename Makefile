@@ -4,6 +4,7 @@
 #   make test    everything the tests need, then the tests               make test PYTEST_ARGS="-k pcap"
 #   make setup   only the virtual environment and the package in it (editable; run it again after editing compiled sources)
 #   make check   ruff and mypy         make bench   packets a second here         make clean   forget .venv and build
+#   make install-service   the daemon in /opt/netssmd and its systemd units, as root (docs/operating.md)
 #
 # Each step leaves a stamp in .venv, so that a second run starts at once.
 
@@ -20,6 +21,13 @@ BUILD_REQUIREMENTS = "scikit-build-core>=0.11" "nanobind>=2.4" "mypy[mypyc]>=1.1
 TEST_EXTRAS = train evaluate mqtt tap test
 APT_BUILD_PACKAGES = python3-venv python3-dev
 
+# Where install-service puts things. DESTDIR is a package builder's root: nothing outside it is touched then.
+PREFIX ?= /opt/netssmd
+PROGRAM ?= $(PREFIX)/bin/netssmd
+DESTDIR ?=
+UNITS ?= /etc/systemd/system
+SERVICE_EXTRAS ?= mqtt,tap
+
 SHELL = /bin/bash
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check
@@ -32,7 +40,7 @@ NATIVE_SOURCES = pyproject.toml CMakeLists.txt netssmd/freshness.py $(wildcard c
   $(wildcard netssmd/model/cpu/*) $(wildcard $(shell grep -v '^\#' cmake/mypyc_modules.txt)) \
   $(wildcard netssmd/packet/*.py netssmd/codec/*.py)
 
-.PHONY: setup run test check bench clean
+.PHONY: setup run test check bench clean install-service install-program install-units
 .DELETE_ON_ERROR:
 
 setup: $(STAMPS)/package
@@ -54,6 +62,28 @@ bench: $(STAMPS)/package
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+install-service: install-program install-units
+	@[ -n "$(DESTDIR)" ] || systemd-sysusers netssmd.conf
+	@[ -n "$(DESTDIR)" ] || systemd-tmpfiles --create netssmd.conf
+	@[ -n "$(DESTDIR)" ] || [ ! -d /run/systemd/system ] || systemctl daemon-reload
+	@echo "netssmd: edit /etc/netssmd/netssmd.toml, then: systemctl enable --now netssmd"
+
+install-program:
+	$(PYTHON) -m venv $(DESTDIR)$(PREFIX)
+	$(DESTDIR)$(PREFIX)/bin/python -m pip install -q --disable-pip-version-check "$(CURDIR)[$(SERVICE_EXTRAS)]"
+
+# A configuration that is there already stays as it is. Its folder is closed to others by tmpfiles.conf.
+install-units:
+	install -d $(DESTDIR)$(UNITS) $(DESTDIR)$(PREFIX)/share/netssmd/drop-ins $(DESTDIR)/etc/netssmd
+	for unit in netssmd.service netssmd@.service; do \
+	  sed 's#/opt/netssmd/bin/netssmd#$(PROGRAM)#; s#/opt/netssmd#$(PREFIX)#' systemd/$$unit \
+	    > $(DESTDIR)$(UNITS)/$$unit && chmod 644 $(DESTDIR)$(UNITS)/$$unit || exit 1; done
+	install -D -m 644 systemd/sysusers.conf $(DESTDIR)/usr/lib/sysusers.d/netssmd.conf
+	install -D -m 644 systemd/tmpfiles.conf $(DESTDIR)/usr/lib/tmpfiles.d/netssmd.conf
+	install -m 644 systemd/drop-ins/*.conf $(DESTDIR)$(PREFIX)/share/netssmd/drop-ins
+	install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/doc/netssmd docs/operating.md
+	[ -e $(DESTDIR)/etc/netssmd/netssmd.toml ] || install -m 644 config/netssmd.toml $(DESTDIR)/etc/netssmd/netssmd.toml
 
 # --- the steps ---------------------------------------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from netssmd.daemon.notify import notify, watchdog_seconds
+from netssmd.daemon.notify import notify, reloading, status_seconds, watchdog_seconds
 
 
 @pytest.mark.parametrize("abstract", [False, True])
@@ -24,9 +24,25 @@ def test_without_systemd_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> Non
     assert not notify("READY=1")
 
 
-def test_the_watchdog_is_fed_at_half_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_systemd_is_told_when_a_reload_begins_and_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
+        listener.bind(str(tmp_path / "notify"))
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        with pytest.raises(RuntimeError), reloading():
+            assert listener.recv(100).startswith(b"RELOADING=1\nMONOTONIC_USEC=")
+            raise RuntimeError
+        assert listener.recv(100) == b"READY=1"
+        assert status_seconds() > 0
+    monkeypatch.delenv("NOTIFY_SOCKET")
+    assert status_seconds() == 0
+
+
+def test_the_lanes_are_looked_at_four_times_within_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WATCHDOG_PID", raising=False)
     monkeypatch.setenv("WATCHDOG_USEC", "10000000")
-    assert watchdog_seconds() == 5.0
+    assert watchdog_seconds() == 2.5
     monkeypatch.setenv("WATCHDOG_PID", "1")
+    assert watchdog_seconds() == 0.0
+    monkeypatch.delenv("WATCHDOG_PID")
+    monkeypatch.setenv("WATCHDOG_USEC", "soon")
     assert watchdog_seconds() == 0.0

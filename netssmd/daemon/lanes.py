@@ -34,6 +34,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from netssmd.daemon.watchdog import Pulse
 from netssmd.engine.mix import Arrivals, TrafficMix
 from netssmd.engine.release import Release
 from netssmd.engine.scheduler import FOR_EVER, Scheduler
@@ -252,15 +253,24 @@ class EngineLane:
         self._lost_ns = (0, 0)  # deficit and throttling of ended sessions
         self._places_ns: list[int] = []  # topspeed: when the sessions ended whose places are free, a heap
         self._reached_ns = board.start_ns  # what this lane could promise after its last turn
+        self._turns = 0
+        self._due = False  # the last turn made no step, though a session was due
+        self._over = False
 
     def run(self) -> None:
         """Until the board says stop or there is nothing more to make."""
         while not self.board.stop.is_set() and not self.board.done:
             self.turn()
+            self._turns += 1
         for session in self.scheduler.close():
             session.cut()
             self._end(session)
         self._flush(FOR_EVER)
+        self._over = True
+
+    def pulse(self) -> Pulse:
+        """For the watchdog; from any thread."""
+        return Pulse(f"engine lane {self.index}", self._turns, self.counters.steps, self._due, self._over)
 
     def turn(self) -> None:
         """Do what was ordered; unless paused, admit, step once, hand over."""
@@ -283,6 +293,7 @@ class EngineLane:
             self._packets += result[0]
             for session in result[1]:
                 self._end(session)
+        self._due = result is None and self._owes(now_ns)
         self._reached_ns = self._floor(now_ns)
         full = len(self._packets) >= FLUSH_PACKETS or self._ended
         if result is None or full or after - self._flushed_ns > FLUSH_NS:
@@ -299,6 +310,12 @@ class EngineLane:
         if board.clock:
             return min(now_ns if full else now_ns + board.lookahead_ns, board.end_ns)
         return min(self._reached_ns, self._others_ns()) if full else board.end_ns
+
+    def _owes(self, now_ns: int) -> bool:
+        """Whether a session here should go on now, whatever else waits: live when its time has come, at top speed when
+        it is the one that is furthest behind."""
+        clock_ns = self.scheduler.clock_ns
+        return clock_ns < self.board.end_ns and clock_ns <= (now_ns if self.board.clock else self._others_ns())
 
     def _admit(self, now_ns: int) -> None:
         board = self.board
@@ -399,17 +416,25 @@ class OutputLane:
         self.release = Release()
         self.orders: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
         self._ended: list[Session] = []
-        self._over = False
+        self._over = False  # no more batches come
+        self._turns = 0
+        self._closed = False
 
     def run(self) -> None:
         """Until every engine lane is over (`finish` was called); then sends what is due, and closes the sinks."""
         try:
             while not self._over and not self.board.broken.is_set():
                 self.turn()
+                self._turns += 1
             self._last()
         finally:
             for sink in self.sinks:
                 sink.close()
+            self._closed = True
+
+    def pulse(self) -> Pulse:
+        """For the watchdog; from any thread. A turn takes at most 50 ms unless a sink blocks."""
+        return Pulse("output lane", self._turns, self._turns, over=self._closed)
 
     def finish(self) -> None:
         """No more batches come (called once, after the engine lanes have ended)."""
@@ -544,6 +569,7 @@ class OutputLane:
             self._sit_out_pauses()
             now_ns = board.clock.now_ns()
             self._send(self.release.up_to(board.end_ns, now_ns), now_ns)
+            self._turns += 1
         self.counters.cut = len(self.release)
         for session in self._ended:
             self._session_over(session)

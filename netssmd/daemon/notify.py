@@ -1,8 +1,18 @@
 """sd_notify(3) in a few lines: a state such as READY=1 as a datagram to the socket that systemd names, if it names
-one."""
+one.
 
+READY=1 when the lanes run, STATUS= every few seconds, RELOADING=1 and READY=1 around a reload, STOPPING=1 when the end
+begins, and WATCHDOG=1 as long as there is progress (see watchdog.py).
+"""
+
+import contextlib
 import os
 import socket
+import time
+from collections.abc import Iterator
+
+STATUS_SECONDS = 5.0
+LOOKS = 4  # at the lanes within systemd's limit: one turn may take up to three quarters of it
 
 
 def notify(state: str) -> bool:
@@ -21,8 +31,26 @@ def notify(state: str) -> bool:
     return True
 
 
+@contextlib.contextmanager
+def reloading() -> Iterator[None]:
+    """Around a reload: `systemctl reload` returns when it is over."""
+    notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+    try:
+        yield
+    finally:
+        notify("READY=1")
+
+
+def status_seconds() -> float:
+    """How often STATUS= is wanted; 0 = nobody listens."""
+    return STATUS_SECONDS if os.environ.get("NOTIFY_SOCKET") else 0.0
+
+
 def watchdog_seconds() -> float:
-    """How often WATCHDOG=1 is wanted: half of systemd's limit; 0 = not wanted."""
+    """How often to look whether WATCHDOG=1 may be sent: a quarter of systemd's limit; 0 = not wanted."""
     if os.environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
         return 0.0
-    return int(os.environ.get("WATCHDOG_USEC") or "0") / 2e6
+    try:
+        return int(os.environ.get("WATCHDOG_USEC") or "0") / 1e6 / LOOKS
+    except ValueError:
+        return 0.0

@@ -26,8 +26,9 @@ from netssmd import __version__
 from netssmd.daemon.config import Config
 from netssmd.daemon.events import Events
 from netssmd.daemon.lanes import Board, EngineCounters, EngineLane, OutputLane, WallClock, start_thread
-from netssmd.daemon.notify import notify, watchdog_seconds
+from netssmd.daemon.notify import notify, reloading, status_seconds, watchdog_seconds
 from netssmd.daemon.status import Rates, Status, line, status_of
+from netssmd.daemon.watchdog import Pulse, stuck
 from netssmd.engine.mix import Arrivals, RateCap, TrafficMix
 from netssmd.engine.plan import AddressPlan, address_plan
 from netssmd.engine.scheduler import FOR_EVER, Backend, Scheduler
@@ -130,6 +131,7 @@ class Service:
         self._death: BaseException | None = None
         self._interrupts = 0
         self._begun = 0.0
+        self._pulses: list[Pulse] = []  # when the watchdog was last fed
 
     # --- building
     # ------------------------------------------------------------------------------------------------------
@@ -246,10 +248,11 @@ class Service:
                 on_ready(self)
             notify("READY=1")
             async with asyncio.TaskGroup() as group:
-                status_seconds = self.config.log.status_interval / SECOND if on_status else 0.0
+                interval = self.config.log.status_interval / SECOND if on_status else 0.0
                 helpers = [
-                    group.create_task(self._every(status_seconds, lambda: on_status and on_status(self))),
-                    group.create_task(self._every(watchdog_seconds(), lambda: notify("WATCHDOG=1"))),
+                    group.create_task(self._every(interval, lambda: on_status and on_status(self))),
+                    group.create_task(self._every(status_seconds(), lambda: notify(f"STATUS={line(self.status())}"))),
+                    group.create_task(self._every(watchdog_seconds(), self._feed_watchdog)),
                     group.create_task(self._every(1.0, self._sample_rates)),
                 ]
                 await self._over.wait()
@@ -353,6 +356,16 @@ class Service:
         """Whether any reason stands."""
         return bool(self.board.pauses)
 
+    def _feed_watchdog(self) -> None:
+        """WATCHDOG=1, if every lane has made progress since the last one."""
+        pulses = [*(lane.pulse() for lane in self.lanes), self.output.pulse()]
+        wrong = stuck(self._pulses, pulses, self.paused)
+        if wrong:
+            log.error("no progress, so the watchdog is not fed: %s", "; ".join(wrong))
+        else:
+            self._pulses = pulses
+            notify("WATCHDOG=1")
+
     # --- signals
     # -------------------------------------------------------------------------------------------------------
 
@@ -360,7 +373,7 @@ class Service:
         handlers: dict[signal.Signals, Callable[[], None]] = {
             signal.SIGINT: self._interrupt,
             signal.SIGTERM: self.stop,
-            signal.SIGHUP: self.rotate,
+            signal.SIGHUP: self._hang_up,
             signal.SIGUSR1: self._log_counters,
         }
         if threading.current_thread() is threading.main_thread():
@@ -378,6 +391,10 @@ class Service:
         """Finish cleanly."""
         self.board.stop.set()
         self._over.set()
+
+    def _hang_up(self) -> None:
+        with reloading():
+            self.rotate()
 
     def rotate(self) -> None:
         """Begin a new file."""
