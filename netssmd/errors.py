@@ -18,6 +18,10 @@ class CheckpointError(NetssmdError):
     """A model folder is incomplete, inconsistent or made for another codec."""
 
 
+class SnapshotError(NetssmdError):
+    """A snapshot cannot be taken, or does not fit this model and version, or is damaged."""
+
+
 class OutputError(NetssmdError):
     """Packets cannot be written where they were asked to go."""
 

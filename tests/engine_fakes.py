@@ -84,6 +84,12 @@ class FakeBackend:
     def reset(self, slot: int) -> None:
         self.state[slot] = 1
 
+    def save_state(self, slot: int) -> bytes:
+        return self.state[slot].to_bytes(4, "big")
+
+    def load_state(self, slot: int, state: bytes) -> None:
+        self.state[slot] = int.from_bytes(state, "big")
+
     def _see(self, slot: int, row: list[int]) -> None:
         for value in row:
             self.state[slot] = (self.state[slot] * 1_000_003 + value + 1) & 0xFFFFFFFF

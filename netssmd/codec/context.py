@@ -134,6 +134,8 @@ class IdentitySource(Protocol):
 class Host:
     """An address that has been seen in the session, and how it writes IP headers."""
 
+    __slots__ = ("address", "id_mode", "ip_flags", "known", "mac", "pads", "stacks", "tos", "ttl", "version")
+
     def __init__(self, version: int, address: bytes, mac: bytes) -> None:
         self.version: int = version
         self.address: bytes = address
@@ -149,6 +151,14 @@ class Host:
 
 class Side:
     """One direction of a flow: what its sender sent and will probably send next."""
+
+    __slots__ = (
+        "direction", "echo_sequence", "ends", "flow_label", "fragment_ident", "fragment_left", "fragment_offset",
+        "host", "id_mode", "ident", "ip_flags", "isn", "key", "kind_told", "last_ack", "last_end", "last_headers",
+        "last_length", "last_ns", "least", "link", "max_length", "mss", "negotiated", "next", "options",
+        "payload_tos", "sack", "shown_length", "spoke", "state", "timestamps", "tos", "ts_recent", "tsval",
+        "tsval_ns", "ttl", "una", "window",
+    )  # fmt: skip
 
     def __init__(self, host: Host, direction: int) -> None:
         self.host: Host = host
@@ -200,6 +210,11 @@ class Side:
 class Flow:
     """A five-tuple (or what stands for it), named by its rank among the recently active ones."""
 
+    __slots__ = (
+        "burst", "burst_direction", "identifier", "last_direction", "number", "packets", "phase", "ports",
+        "protocol", "sides", "transport", "version",
+    )  # fmt: skip
+
     def __init__(self, number: int, version: int, transport: int, protocol: int, sides: list[Side]) -> None:
         self.number: int = number
         self.version: int = version
@@ -217,6 +232,8 @@ class Flow:
 
 class Service:
     """What a new flow may resemble: the ends of an earlier one."""
+
+    __slots__ = ("originator", "port", "port_member", "protocol", "responder", "transport", "version")
 
     def __init__(
         self,
@@ -239,6 +256,11 @@ class Service:
 
 class Context:
     """All contexts of one session. `max_flows` bounds its memory: the flow silent for longest is forgotten."""
+
+    __slots__ = (
+        "flows", "flows_opened", "fragments", "hosts", "hosts4", "hosts6", "last_gap_ns", "max_flows", "now_ns",
+        "packets", "phases", "senders", "services", "sides", "snaplen", "start_ns", "vocabulary",
+    )  # fmt: skip
 
     def __init__(self, vocabulary: Vocabulary, max_flows: int = vocab.MAX_FLOWS) -> None:
         self.vocabulary: Vocabulary = vocabulary

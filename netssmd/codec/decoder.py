@@ -75,6 +75,8 @@ class Decoded:
 class Recorded:
     """The identities that an encoder recorded, in order; afterwards those of another source, if one is given."""
 
+    __slots__ = ("_after", "_at", "_identities")
+
     def __init__(self, identities: list[Any], after: IdentitySource | None = None) -> None:
         self._identities: list[Any] = identities
         self._at: int = 0
@@ -142,6 +144,14 @@ class Decoder:
         features: embedding rows that describe the context to the model for that token.
         ended: the session came to its own end; nothing more may be fed.
     """
+
+    __slots__ = (
+        "_acked", "_base", "_bytes", "_bytes_wanted", "_deviation", "_direction", "_field", "_flags", "_flow",
+        "_id_mode", "_ip_flags", "_kind", "_length", "_limited", "_made_up", "_network", "_new", "_options",
+        "_originator", "_phase", "_port", "_port_member", "_protocol", "_rank_high", "_responder", "_sequence",
+        "_service", "_shape", "_stack", "_stage", "_todo", "_transport", "_version", "_window", "context", "ended",
+        "features", "hi", "lo", "mtu", "source", "vocabulary",
+    )  # fmt: skip
 
     def __init__(
         self,

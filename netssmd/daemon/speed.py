@@ -59,6 +59,8 @@ class TimedBackend:
         self._backend = backend
         self.slots = backend.slots
         self.reset = backend.reset
+        self.save_state = backend.save_state
+        self.load_state = backend.load_state
         self.ns: dict[int, int] = {}  # by thread
 
     def _timed(self, call: Callable[..., Any], *arguments: Any) -> Any:

@@ -78,6 +78,10 @@ class Arrivals:
     mean_gap_ns: of the Poisson process; an arrival that meets the cap starts when another ends, counted in `deferred`.
     """
 
+    __slots__ = (
+        "_at_ns", "_full", "_ramp_gap_ns", "_stream", "concurrency", "deferred", "mean_gap_ns", "started", "total",
+    )  # fmt: skip
+
     def __init__(
         self, concurrency: int, mean_gap_ns: int, seed: int, start_ns: int, ramp_ns: int = 0, total: int = 0
     ) -> None:
@@ -128,6 +132,8 @@ class RateCap:
     A packet above the rate is moved later, and its session's clock with it, as a slower link would do. `per_second` 0 =
     no cap.
     """
+
+    __slots__ = ("_at_ns", "_burst_ns", "_gap_ns")
 
     def __init__(self, per_second: float, burst_ns: int = SECOND // 10) -> None:
         self._gap_ns = round(SECOND / per_second) if per_second else 0

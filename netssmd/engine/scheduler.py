@@ -20,7 +20,7 @@ from __future__ import annotations
 import heapq
 from array import array
 from collections.abc import Sequence
-from typing import Protocol, TypeAlias
+from typing import NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -42,6 +42,17 @@ class Backend(Protocol):
     def reset(self, slot: int) -> None: ...
     def prefill(self, slot: int, rows: Ints) -> None: ...
     def step(self, slots: Ints, rows: Ints, ranges: Ints, uniforms: Floats, temperatures: Floats) -> Ints: ...
+    def save_state(self, slot: int) -> bytes: ...
+    def load_state(self, slot: int, state: bytes) -> None: ...
+
+
+class Place(NamedTuple):
+    """Where a live session stands: its slot, the steps left of its quantum, whether it is in the group."""
+
+    session: Session
+    slot: int
+    left: int
+    active: bool
 
 
 class _Seat:
@@ -115,6 +126,27 @@ class Scheduler:
         slot = self.free.pop()
         self.backend.reset(slot)
         heapq.heappush(self.waiting, _Seat(session, slot))
+
+    def resume(self, session: Session, state: bytes, left: int = 0, active: bool = False) -> None:
+        """Give a session a slot in the state that `places` and the backend's save_state told. Raises IndexError if none
+        is free, ValueError for a state that is not the model's."""
+        slot = self.free.pop()
+        try:
+            self.backend.load_state(slot, state)
+        except ValueError:
+            self.free.append(slot)
+            raise
+        seat = _Seat(session, slot)
+        seat.left = left
+        if active:
+            self.active.append(seat)
+        else:
+            heapq.heappush(self.waiting, seat)
+
+    def places(self) -> list[Place]:
+        """All live sessions: the group in its order, then those that wait."""
+        seats = [(seat, True) for seat in self.active] + [(seat, False) for seat in self.waiting]
+        return [Place(seat.session, seat.slot, seat.left, active) for seat, active in seats]
 
     def sessions(self) -> list[Session]:
         """All live ones."""

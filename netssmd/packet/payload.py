@@ -91,6 +91,8 @@ class PayloadWriter:
         kinds: names of the kinds by number, as the session's vocabulary has them.
     """
 
+    __slots__ = ("_flows", "_kinds", "_last", "_last_flow", "_mode", "_stream")
+
     def __init__(self, mode: str, stream: Random, kinds: Sequence[str]) -> None:
         self._mode: int = MODES[mode]
         self._stream: Random = stream
