@@ -18,13 +18,14 @@ from netssmd.engine.opening import OpenModel, Prompt, open_model
 from netssmd.engine.plan import address_plan
 from netssmd.engine.scheduler import Scheduler
 from netssmd.engine.session import OutPacket, Session, SessionInfo
+from netssmd.packet.compliance import Checker
 
-Row = tuple[int, bytes, int, int, int, int]
+Row = tuple[int, bytes, int, int, int, int, int]
 PLAN_SEED = 3
 
 
 def row(packet: OutPacket) -> Row:
-    return packet.ts_ns, packet.data, packet.orig_len, packet.flow, packet.direction, packet.kind
+    return packet.ts_ns, packet.data, packet.orig_len, packet.flow, packet.direction, packet.kind, packet.found
 
 
 def run_on(scheduler: Scheduler, packets: dict[int, list[Row]], most: int) -> None:
@@ -39,7 +40,7 @@ def run_on(scheduler: Scheduler, packets: dict[int, list[Row]], most: int) -> No
 
 def sessions(model: OpenModel, labels: list[str], seed: int, prompt: Prompt | None = None) -> list[Session]:
     plan = address_plan(seed=PLAN_SEED)
-    return [
+    begun = [
         model.session(
             SessionInfo(number, label, {"rtt_ms": 30.0}, seed * 1000 + number, 10**18), plan,
             temperatures=model.temperatures(1.0, {"iat": 0.9}), snaplen=200 if number % 3 == 1 else 0,
@@ -47,6 +48,9 @@ def sessions(model: OpenModel, labels: list[str], seed: int, prompt: Prompt | No
         )
         for number, label in enumerate(labels)
     ]  # fmt: skip
+    for session in begun[::2]:
+        session.checker = Checker(max_flows=64)
+    return begun
 
 
 def copied_on_the_way(

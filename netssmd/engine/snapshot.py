@@ -4,7 +4,8 @@
              ├ Stream (key, counter)
              ├ Decoder ─ Context ─ Hosts, Services, Flows ─ Sides ─ Headers, Stack
              ├ FreshIdentities ─ Stream                              the plan is named, not stored
-             └ PayloadWriter ─ Speakers, Stream
+             ├ PayloadWriter ─ Speakers, Stream
+             └ Checker ─ Totals, its own Flows ─ Sides
 
 One walk copies all of it, so that an attribute that is added to a class is carried without being named anywhere else.
 It goes into the classes of `KEPT` only, takes their attributes as the class declares them (`__slots__`, or mypyc's list
@@ -43,6 +44,7 @@ from netssmd.engine.plan import AddressPlan, FreshIdentities
 from netssmd.engine.sampling import Stream
 from netssmd.engine.session import FiveTuple, Limits, Session, SessionInfo, Temperatures
 from netssmd.errors import SnapshotError
+from netssmd.packet import compliance
 from netssmd.packet.messages import WRITERS, Speaker, filler
 from netssmd.packet.payload import PayloadWriter
 from netssmd.packet.render import render
@@ -116,6 +118,10 @@ KEPT: Final = (
     Kept(Headers, lambda named: Headers()),
     Kept(PayloadWriter, lambda named: PayloadWriter("zero", Stream(0), KINDS)),
     Kept(Speaker, lambda named: Speaker(filler, 0, False, False, 0, [])),
+    Kept(compliance.Checker, lambda named: compliance.Checker()),
+    Kept(compliance.Totals, lambda named: compliance.Totals()),
+    Kept(compliance.Flow, lambda named: compliance.Flow((b"", 0, b"", 0), 0, False, False, 0)),
+    Kept(compliance.Side, lambda named: compliance.Side()),
     Kept(FiveTuple, None),
     Kept(Arrivals, lambda named: Arrivals(1, 0, 0, 0)),
     Kept(RateCap, lambda named: RateCap(0)),
@@ -141,6 +147,7 @@ class _Shape:
 
     def __init__(self, kept: Kept, number: int) -> None:
         self.cls = kept.cls
+        self.name = f"{kept.cls.__module__.removeprefix('netssmd.')}.{kept.cls.__name__}"
         self.tag = KIND + number
         self.blank = kept.blank
         self.since = kept.since
@@ -154,7 +161,7 @@ _SHAPES: Final = {kept.cls: _Shape(kept, number) for number, kept in enumerate(K
 
 def layout() -> Layout:
     """The attributes of each class as values of this build have them."""
-    return {shape.cls.__name__: shape.attributes for shape in _SHAPES.values()}
+    return {shape.name: list(shape.attributes) for shape in _SHAPES.values()}
 
 
 def named_things(vocabulary: Vocabulary, plan: AddressPlan) -> dict[str, object]:
@@ -308,7 +315,7 @@ class _Making:
 
     def _object(self, shape: _Shape, names: list[str], value: list[Value]) -> Any:
         if len(value) != len(names) + 1:
-            raise ValueError(f"{len(value) - 1} values for the {len(names)} attributes of {shape.cls.__name__}")
+            raise ValueError(f"{len(value) - 1} values for the {len(names)} attributes of {shape.name}")
         if shape.blank is None:
             return shape.cls(**dict(zip(names, map(self.thing, value[1:]))))
         made = shape.blank(self._named)
@@ -320,13 +327,13 @@ class _Making:
 
 def _fit(name: str, names: list[str]) -> tuple[_Shape, list[str]]:
     """The shape of a class as a snapshot has it. Raises SnapshotError if the running code has other attributes."""
-    shape = next((shape for shape in _SHAPES.values() if shape.cls.__name__ == name), None)
+    shape = next((shape for shape in _SHAPES.values() if shape.name == name), None)
     if shape is None:
         raise SnapshotError(f"it holds objects of class {name}, which this version does not have")
     other = set(names) ^ set(shape.attributes)
     if other - shape.since or len(names) != len(set(names)):
         raise SnapshotError(
-            f"another version wrote it: its {name} has other attributes than this one's ({', '.join(sorted(other))})"
+            f"another version wrote it: {name} has other attributes than this one's ({', '.join(sorted(other))})"
         )
     return shape, names
 

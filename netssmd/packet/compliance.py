@@ -568,6 +568,11 @@ class Totals:
         options: for each of OPTION_KINDS, packets that carry it. endings: flows by `Flow.ending`.
     """
 
+    __slots__ = (
+        "captures", "endings", "flows", "in_captures", "in_flows", "in_packets", "options", "packets",
+        "tcp_packets",
+    )  # fmt: skip
+
     def __init__(self) -> None:
         self.captures: int = 0
         self.packets: int = 0
@@ -612,6 +617,8 @@ class Checker:
             again begins anew, mid-stream.
         on_flow: called with each flow when it is concluded.
     """
+
+    __slots__ = ("_captured_lengths", "_flows", "_last_ns", "_max_flows", "_named", "_on_flow", "totals")
 
     def __init__(
         self,
