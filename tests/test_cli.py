@@ -84,7 +84,11 @@ def test_what_the_machine_lacks_is_one_line(failing, capsys: pytest.CaptureFixtu
     assert cli.run(["doctor"]) == 1
     assert capsys.readouterr().err == "netssmd: not enough memory: of 4 TiB\n"
     done = subprocess.run(
-        f"{sys.executable} -m netssmd doctor > /dev/full", shell=True, stderr=subprocess.PIPE, text=True, check=False
+        f"{sys.executable} -W ignore -m netssmd doctor > /dev/full",
+        shell=True,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
     )
     assert done.returncode == 1 and done.stderr == "netssmd: output: cannot be written: No space left on device\n"
 
@@ -113,7 +117,9 @@ def test_a_reader_that_leaves_gets_no_traceback() -> None:
         doctor.command = command
         sys.exit(cli.run(["doctor"]))
     """
-    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
     assert process.stdout is not None and process.stderr is not None
     process.stdout.readline()
     process.stdout.close()
