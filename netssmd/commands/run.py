@@ -59,6 +59,10 @@ def command(
         _say(line)
     if report.dropped:
         _say(f"Dropped: {report.dropped} packets, for want of disk space")
+    for tap, drops in report.taps.items():
+        if drops:
+            reasons = ", ".join(f"{count} {reason}" for reason, count in drops.items())
+            _say(f"Dropped at TAP {tap}: {sum(drops.values())} packets ({reasons})")
 
 
 def _say(text: str, nl: bool = True) -> None:
@@ -125,12 +129,25 @@ def _introduce(service: "Service", duration_ns: int) -> None:
         f"files:    {Path(output.directory).resolve()}/{output.basename}_*.pcap"
         f"{', a slice each ' + ' or '.join(slices) if slices else ''}"
         f"{f', the last {output.ring_files} kept' if output.ring_files else ''}"
-        f"{', ledgers beside them' * output.ledger}",
+        f"{', ledgers beside them' * output.ledger}"
+        if output.files
+        else "files:    off",
+        *_taps(service),
         f"metrics:  {service.metrics.url}" if service.metrics else "metrics:  off",
         f"pace:     {config.engine.pace}, {f'for {duration_ns / SECOND:g} s' if duration_ns else 'until Ctrl-C'}",
     ]
     for line in lines:
         _say(line)
+
+
+def _taps(service: "Service") -> list[str]:
+    ports = service.tap.ports if service.tap else []
+    sides = " (clients' side)", " (servers' side)"
+    return [
+        f"TAP:      {port.name}{side if len(ports) > 1 else ''}{', made for this run' if port.made else ''}"
+        f"{'' if port.up else ', down: its packets are dropped'}"
+        for port, side in zip(ports, sides)
+    ]
 
 
 class _StatusLine:

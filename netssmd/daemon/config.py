@@ -34,6 +34,7 @@ class Interval(int):
 Condition = float | tuple[float, float] | Literal["unknown"]
 
 
+TAP_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,14}")
 MOST_SESSIONS = 100_000  # at once: far beyond any memory, and still a number that arrays can have
 
 
@@ -136,6 +137,7 @@ class Addresses(_Section, frozen=True):
 class Output(_Section, frozen=True):
     """Where packets go."""
 
+    files: bool = True
     directory: str = "captures"
     basename: str = "netssmd"
     slice_duration: Duration = Duration(60_000_000_000)
@@ -166,6 +168,31 @@ class Compliance(_Section, frozen=True):
     check: bool = True
 
 
+class Tap(_Section, frozen=True):
+    """The device that packets leave on, or the two sides of an in-line device."""
+
+    name: str = ""
+    server_name: str = ""
+    netns: str = ""
+    create: bool = True
+    mtu: int = 1500
+
+    def __post_init__(self) -> None:
+        for key, name in (("name", self.name), ("server_name", self.server_name)):
+            if name and not TAP_NAME.fullmatch(name):
+                raise ValueError(f"{key} is {name!r}; write the name of a TAP device: up to 15 letters, digits, _ - .")
+        if self.server_name and self.server_name == self.name:
+            raise ValueError(f"server_name is {self.server_name!r} like name; write the name of a second device")
+        if self.server_name and not self.name:
+            raise ValueError("server_name stands without name; write the client side's device into name")
+        _between("mtu", self.mtu, 576, 65_521)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Those that are set, the client's side first."""
+        return tuple(name for name in (self.name, self.server_name) if name)
+
+
 class Metrics(_Section, frozen=True):
     """Where Prometheus finds the counters."""
 
@@ -192,8 +219,13 @@ class Config(_Section, frozen=True):
     addresses: Addresses = Addresses()
     output: Output = Output()
     compliance: Compliance = Compliance()
+    tap: Tap = Tap()
     metrics: Metrics = Metrics()
     log: Log = Log()
+
+    def __post_init__(self) -> None:
+        if not self.output.files and not self.tap.name:
+            raise ValueError("output.files is false and tap.name empty; packets need a place to go to: set one of them")
 
 
 def load(path: Path) -> Config:

@@ -7,6 +7,7 @@ reader may see a count without its sum, never a count twice.
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Sequence
 
 
 class Histogram:
@@ -28,6 +29,13 @@ class Histogram:
     def count(self) -> int:
         """Values counted."""
         return sum(self.counts)
+
+    @classmethod
+    def of(cls, bounds: tuple[int, ...], counts: Sequence[int], total: int) -> Histogram:
+        """What another part of the daemon has counted."""
+        made = cls(bounds)
+        made.counts, made.sum = list(counts), total
+        return made
 
     def __add__(self, other: Histogram) -> Histogram:
         """Both together; they have the same bounds."""

@@ -62,6 +62,10 @@ class Clock(Protocol):
     def wall_ns(self) -> int: ...
 
     @property
+    def wall_offset_ns(self) -> int:
+        """Wall time less monotonic time."""
+
+    @property
     def lag_ns(self) -> int:
         """What session time is behind wall time: the sum of the pauses that are over."""
 
@@ -516,13 +520,15 @@ class OutputLane:
                     self._session_over(session)
 
     def _outgoing(self, packets: list[OutPacket]) -> list[Outgoing]:
-        metas, batch, lag_ns = self._metas, [], self._lag_ns
+        metas, batch, lag_ns, clock = self._metas, [], self._lag_ns, self.board.clock
+        to_due_ns = lag_ns - clock.wall_offset_ns if clock else 0
         for ts_ns, data, orig_len, info, _, flow, direction, _, found in packets:
             meta = metas.get(info.number)
             if meta is None:
                 meta = metas[info.number] = self.describe(info)
             findings = self._found(found, meta) if found else ()
-            batch.append(Outgoing(Packet(ts_ns + lag_ns, data, orig_len), meta, flow, direction, 0, findings))
+            due_ns = ts_ns + to_due_ns if clock else 0
+            batch.append(Outgoing(Packet(ts_ns + lag_ns, data, orig_len), meta, flow, direction, due_ns, findings))
         return batch
 
     def _found(self, found: int, meta: SessionMeta) -> tuple[str, ...]:

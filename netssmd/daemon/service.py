@@ -18,31 +18,36 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from netssmd import __version__
 from netssmd.daemon.config import Config
 from netssmd.daemon.events import Events
+from netssmd.daemon.histogram import Histogram
 from netssmd.daemon.lanes import Board, EngineCounters, EngineLane, OutputLane, WallClock, start_thread
 from netssmd.daemon.notify import notify, reloading, status_seconds, watchdog_seconds
 from netssmd.daemon.status import Rates, Status, line, status_of
 from netssmd.daemon.watchdog import Pulse, stuck
 from netssmd.engine.mix import Arrivals, RateCap, TrafficMix
-from netssmd.engine.plan import AddressPlan, address_plan
+from netssmd.engine.plan import CLIENT, SERVER, AddressPlan, address_plan
 from netssmd.engine.scheduler import FOR_EVER, Backend, Scheduler
 from netssmd.engine.session import Limits, Session, SessionInfo, Temperatures
 from netssmd.errors import NetssmdError
 from netssmd.output.file_sink import FileSink
 from netssmd.output.ledger import Ledger, SessionMeta, is_attack
+from netssmd.output.pacer import BOUNDS_NS
 from netssmd.output.pcap_ring import PcapRing
+from netssmd.output.sink import Sink
 from netssmd.packet.compliance import Checker
 
 if TYPE_CHECKING:
     from netssmd.daemon.web import MetricsServer
+    from netssmd.output.tap import TapPort, TapSink
 
 T = TypeVar("T")
+V = TypeVar("V")
 SECOND = 1_000_000_000
 MAX_FLOWS = 1024  # that a session's checker keeps in mind: as many as its codec does
 SWITCH_SECONDS = 0.0005  # the interpreter's turn between engine threads: a step is shorter than Python's usual 5 ms
@@ -78,6 +83,7 @@ class Report:
     files: int
     dropped: int
     sessions: int
+    taps: Mapping[str, Mapping[str, int]] = field(default_factory=dict)  # frames dropped, by device and reason
 
     def lines(self) -> list[str]:
         """The closing lines, in tcpreplay's style (Mbps = 10^6 bits a second)."""
@@ -125,6 +131,7 @@ class Service:
         self.output: OutputLane
         self.board: Board
         self.ring: PcapRing | None = None
+        self.tap: TapSink | None = None
         self.metrics: MetricsServer | None = None
         self._loop: asyncio.AbstractEventLoop
         self._over: asyncio.Event
@@ -141,7 +148,7 @@ class Service:
         share = -(-config.traffic.concurrency // self.threads) + 1  # slots of each engine thread
         backend = self.model.backend(share * self.threads)
         self.backend_name = backend_name(backend)
-        self.ring = self._open_ring()
+        sinks = self._open_sinks()
         clock = WallClock() if config.engine.pace == "live" else None
         start_ns = clock.now_ns() if clock else time.time_ns()
         traffic = config.traffic
@@ -155,8 +162,21 @@ class Service:
             slots = range(index * share, (index + 1) * share)
             scheduler = Scheduler(backend, config.engine.group, cap, slots)
             self.lanes.append(EngineLane(index, self.board, scheduler, self._open_session, self._session_ended))
-        sinks = [FileSink(self.ring, self._ledger)]
         self.output = OutputLane(self.board, sinks, self._describe, self._found)
+
+    def _open_sinks(self) -> list[Sink]:
+        sinks: list[Sink] = []
+        tap = self.config.tap
+        if tap.name:
+            from netssmd.output.tap import Sides, TapOptions, open_taps
+
+            sides = Sides(*(self.plan.networks(role) for role in (CLIENT, SERVER))) if tap.server_name else None
+            self.tap = open_taps(tap.names, TapOptions(tap.create, tap.mtu, tap.netns), sides)
+            sinks.append(self.tap)
+        if self.config.output.files:
+            self.ring = self._open_ring()
+            sinks.append(FileSink(self.ring, self._ledger))
+        return sinks
 
     def _open_ring(self) -> PcapRing:
         output = self.config.output
@@ -178,13 +198,10 @@ class Service:
 
     def _open_session(self, info: SessionInfo) -> Session:
         log.debug("session %d starts: %s %s", info.number, info.label, info.conditions)
-        self.events.emit(
-            "session-started", session=self.session_id(info), label=info.label, conditions=info.conditions
-        )
+        self.events.emit("session-started", session=self.session_id(info), label=info.label, conditions=info.conditions)
         output = self.config.output
-        session = self.model.session(
-            info, self.plan, self.limits, self.temperatures, output.snaplen, payload=output.payload
-        )
+        snaplen = 0 if self.tap else output.snaplen  # a wire takes whole frames; the ring cuts for itself
+        session = self.model.session(info, self.plan, self.limits, self.temperatures, snaplen, payload=output.payload)
         if self.config.compliance.check:
             session.checker = Checker(max_flows=MAX_FLOWS)
         return session
@@ -230,8 +247,9 @@ class Service:
         finally:
             if self.metrics:
                 self.metrics.close()
-            if self.ring:  # closed by its lane, unless that was never started
-                self.ring.close()
+            for sink in (self.ring, self.tap):  # closed by their lane, unless that was never started
+                if sink:
+                    sink.close()
         if self._death is not None:
             raise self._death
         return self.report()
@@ -448,6 +466,19 @@ class Service:
         """Packets that the ring could not store."""
         return self.ring.dropped if self.ring else 0
 
+    def by_tap(self, of: Callable[[TapPort], V]) -> dict[str, V]:
+        """A figure of each TAP device, by its name."""
+        return {port.name: of(port) for port in self.tap.ports} if self.tap else {}
+
+    def taps_dropped(self) -> dict[tuple[str, str], int]:
+        """Frames that TAP devices did not get, by (device, reason)."""
+        drops = self.by_tap(lambda port: port.dropped)
+        return {(name, reason): count for name, its in drops.items() for reason, count in its.items()}
+
+    def taps_lateness(self) -> dict[str, Histogram]:
+        """How late frames reached TAP devices."""
+        return self.by_tap(lambda port: Histogram.of(BOUNDS_NS, port.pacer.lateness, port.pacer.lateness_sum_ns))
+
     def build_info(self) -> tuple[str, str, str]:
         """Version, model, backend."""
         return __version__, f"{self.model.name}-{self.model.hash[:12]}", self.backend_name
@@ -471,6 +502,7 @@ class Service:
         return Report(
             counters.total_packets, counters.total_bytes, self.uptime_seconds, self.files_written(),
             self.packets_dropped(), sum(self.started().values()),
+            self.by_tap(lambda port: {reason: count for reason, count in port.dropped.items() if count}),
         )  # fmt: skip
 
 

@@ -16,6 +16,7 @@ from netssmd import __version__
 
 if TYPE_CHECKING:
     from netssmd.daemon.service import Service
+    from netssmd.output.tap import TapPort
 
 WINDOW = 6  # samples that a rate goes back over, one a second
 RUNNING, PAUSED, STOPPING = "running", "paused", "stopping"
@@ -90,6 +91,20 @@ class SinkState:
 
 
 @dataclass(frozen=True, slots=True)
+class Tap:
+    """One TAP device. `dropped` by reason, those that happened; `lateness_seconds` is the mean."""
+
+    name: str
+    up: bool
+    frames: int
+    bytes: int
+    dropped: dict[str, int]
+    fragmented: int
+    queued: int
+    lateness_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class Slices:
     """Captures completed in this run."""
 
@@ -120,6 +135,7 @@ class Status:
     timing: Timing
     compliance: Compliance
     sinks: list[SinkState]
+    taps: list[Tap]
     slices: Slices | None
     events: dict[str, int]  # told so far, by kind
 
@@ -208,9 +224,19 @@ def status_of(service: Service) -> Status:
             service.flow_findings().get("handshake", 0),
         ),
         sinks=[SinkState(sink_name(sink), sink.packets, sink.dropped) for sink in service.output.sinks],
+        taps=[_tap(port) for port in service.tap.ports] if service.tap else [],
         slices=Slices(service.config.output.directory, ring.files, ring.bytes) if ring else None,
         events=dict(service.events.emitted),
     )  # fmt: skip
+
+
+def _tap(port: TapPort) -> Tap:
+    pacer = port.pacer
+    dropped = {reason: count for reason, count in port.dropped.items() if count}
+    mean_seconds = pacer.lateness_sum_ns / max(pacer.sent, 1) / 1e9
+    return Tap(
+        port.name, port.up, pacer.sent, pacer.sent_bytes, dropped, port.fragmented, pacer.queued, round(mean_seconds, 9)
+    )
 
 
 def sink_name(sink: object) -> str:
@@ -230,6 +256,11 @@ def line(status: Status) -> str:
         f"{traffic.bytes * 8 / seconds / 1e6:.2f} Mbps",
         f"{status.slices.files if status.slices else 0} files",
     ]
+    for tap in status.taps:
+        if not tap.up:
+            parts.append(f"TAP {tap.name} is down")
+        if tap.dropped:
+            parts.append(f"TAP {tap.name} dropped {sum(tap.dropped.values())}")
     if status.pauses:
         parts.insert(1, f"paused ({', '.join(status.pauses)})")
     if timing.late_packets:

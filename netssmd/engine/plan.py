@@ -80,6 +80,10 @@ class AddressPlan:
     mac_prefix: bytes
     seed: int
 
+    def networks(self, role: int) -> list[Network]:
+        """Where the hosts of a role live."""
+        return [network for (of, _), pool in self.pools.items() if of == role for network in pool.networks]
+
     def mac(self, address: bytes) -> bytes:
         """The MAC of a unicast host: prefix, then as much of the address (IPv6: of its hash) as fits in six bytes."""
         room = 6 - len(self.mac_prefix)

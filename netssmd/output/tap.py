@@ -1,0 +1,256 @@
+"""Packets onto the wire: a sink over one TAP device, or over two that stand for the two sides of an in-line device.
+
+    output thread --write--> sides --> port: fit to the MTU --push--> pacer's queue     (due_ns, frame)
+                                       port's thread: pacer.run --write(2)--> TAP
+
+One side: every packet leaves there. Two sides: a packet leaves on the side where its sender lives (`Sides`), so that a
+firewall, bridge or IPS between the two devices sees each conversation from both ends, as it would between two cables.
+
+A frame longer than the device's MTU is fragmented if it is IPv4 and may be, and dropped and counted otherwise: the
+kernel itself would take it in silence. A device that is down or gone stops nobody: packets that fall due meanwhile are
+dropped and counted, one line is logged when it starts and one when it ends, and a device that is gone is looked for
+again, and made again if this process made it.
+"""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import logging
+import os
+import threading
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from netssmd.errors import OutputError
+from netssmd.output.ledger import SessionMeta
+from netssmd.output.pacer import CLOSED, REASONS, RETRY, Frame, Pacer, PythonPacer, be_punctual
+from netssmd.output.sink import Outgoing
+from netssmd.output.tap_device import HEADER_BYTES, Attached, attach
+from netssmd.packet.fragment import fragments, link_len
+
+log = logging.getLogger("netssmd")
+
+CLIENT_SIDE, SERVER_SIDE = 0, 1
+RETRY_NS: Final = 500_000_000  # between two looks for a device that is gone
+_SIDES_KNOWN: Final = 65_536
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+@dataclass(frozen=True, slots=True)
+class TapOptions:
+    """How devices are opened. create: made here where they are missing, with this MTU; netns: where they live;
+    realtime: SCHED_FIFO priority of the sending threads, 0 = none."""
+
+    create: bool = True
+    mtu: int = 1500
+    netns: str = ""
+    realtime: int = 0
+    late_ns: int = -1
+    queue_packets: int = 65_536
+
+
+class TapPort:
+    """One device: its descriptor, its queue, its thread."""
+
+    def __init__(self, name: str, options: TapOptions, pacer: Pacer | None = None) -> None:
+        self.name = name
+        self.options = options
+        self.pacer: Pacer = pacer or PythonPacer(options.queue_packets, options.late_ns)
+        self.fragmented = 0  # frames that became several
+        self.oversize = 0  # frames dropped because they were too long for the device
+        self.outages = 0  # times that the device was down or gone
+        self._attached: Attached | None = attach(name, options.netns, options.create, options.mtu)
+        self.made = self._attached.made  # by this process, and gone with it
+        self._mtu = self._attached.device.mtu
+        self._up = True
+        self._lock = threading.Lock()  # of what is attached: the sending thread loses it while others look
+        self.look()
+        self._thread = threading.Thread(target=self._work, name=f"netssmd-tap-{name}", daemon=True)
+        self._thread.start()
+
+    @property
+    def up(self) -> bool:
+        """The device is there and up."""
+        return self._up
+
+    def push(self, frames: list[Frame]) -> None:
+        """Hand frames over, in the order of their time. Waits while too many wait."""
+        limit = self._mtu + HEADER_BYTES
+        if any(len(data) > limit for _, data in frames):
+            frames = [(due_ns, piece) for due_ns, data in frames for piece in self._fit(data, limit)]
+        self.pacer.push(frames)
+
+    def _fit(self, data: bytes, limit: int) -> Sequence[bytes]:
+        if len(data) <= limit or len(data) - link_len(data) <= self._mtu:
+            return (data,)
+        pieces = fragments(data, self._mtu)
+        if pieces:
+            self.fragmented += 1
+        else:
+            self.oversize += 1
+        return pieces
+
+    def look(self) -> None:
+        """Read MTU and state from the kernel; a change of the state is logged. Called every second or so."""
+        with self._lock:
+            device = self._attached.look() if self._attached else None
+            if device is not None:
+                self._mtu = device.mtu
+            self._set_up(device is not None and device.up, "down" if device else "gone")
+
+    def _set_up(self, up: bool, what: str = "") -> None:
+        if up == self._up:
+            return
+        self._up = up
+        if up:
+            log.warning("TAP %s is up again", self.name)
+        else:
+            self.outages += 1
+            log.warning("TAP %s is %s: its packets are dropped until it is back", self.name, what)
+
+    def _work(self) -> None:
+        """The sending thread: run the pacer, and find the device again when it is gone."""
+        if problem := be_punctual(self.options.realtime):
+            log.warning("TAP %s: %s", self.name, problem)
+        while True:
+            attached = self._attached
+            fd, until_ns = (attached.fd, 0) if attached else (-1, time.monotonic_ns() + RETRY_NS)
+            code = self.pacer.run(fd, until_ns)
+            if code == CLOSED:
+                return
+            if code == RETRY:
+                self._find()
+            else:
+                self._lose(code)
+
+    def _lose(self, code: int) -> None:
+        """The descriptor is of no use any more."""
+        if code not in (errno.EBADFD, errno.ENODEV):
+            log.error("TAP %s: %s", self.name, os.strerror(code))
+        with self._lock:
+            self._detach()
+            self._set_up(False, "gone")
+        if self.made:
+            self._find()
+
+    def _find(self) -> None:
+        options = self.options
+        try:
+            attached = attach(self.name, options.netns, self.made, options.mtu)
+        except OutputError as error:
+            log.debug("%s", error)
+            return
+        with self._lock:
+            self._attached = attached
+        self.look()
+
+    def _detach(self) -> None:
+        attached, self._attached = self._attached, None
+        if attached:
+            attached.close()
+
+    def close(self) -> None:
+        """Send what is due, drop the rest, end the thread, close the device."""
+        self.pacer.close(time.monotonic_ns())
+        self._thread.join()
+        with self._lock:
+            self._detach()
+
+    @property
+    def dropped(self) -> dict[str, int]:
+        """Frames that were not sent, by reason."""
+        return dict(zip(REASONS, self.pacer.dropped, strict=True)) | {"oversize": self.oversize}
+
+
+class Sides:
+    """On which side a packet's sender lives: clients' networks on one, servers' on the other; who is in neither
+    (0.0.0.0, link-local addresses, what has no address) is where its direction says: the originator with the clients.
+    """
+
+    def __init__(self, clients: Iterable[Network], servers: Iterable[Network]) -> None:
+        self._networks = [(network, CLIENT_SIDE) for network in clients] + [(n, SERVER_SIDE) for n in servers]
+        self._known: dict[bytes, int] = {}
+
+    def of(self, item: Outgoing) -> int:
+        """CLIENT_SIDE or SERVER_SIDE."""
+        sender = self._sender(item)
+        side = self._known.get(sender)
+        if side is None:
+            if len(self._known) >= _SIDES_KNOWN:
+                self._known.clear()
+            side = self._known[sender] = self._look_up(sender)
+        return item.direction if side < 0 else side
+
+    @staticmethod
+    def _sender(item: Outgoing) -> bytes:
+        if item.flow is not None:
+            return item.flow[1] if item.direction == 0 else item.flow[3]
+        data = item.packet.data
+        start = link_len(data)
+        return data[start + 14 : start + 18] if data[start - 2 : start] == b"\x08\x06" else b""  # ARP's sender
+
+    def _look_up(self, sender: bytes) -> int:
+        if len(sender) not in (4, 16):
+            return -1
+        address = ipaddress.ip_address(sender)
+        return next((side for network, side in self._networks if address in network), -1)
+
+
+class TapSink:
+    """A sink over one port, or over two with `sides` to choose between them."""
+
+    def __init__(self, ports: Sequence[TapPort], sides: Sides | None = None) -> None:
+        self.ports = ports
+        self.sides = sides
+
+    @property
+    def packets(self) -> int:
+        """Frames that the kernel took."""
+        return sum(port.pacer.sent for port in self.ports)
+
+    @property
+    def dropped(self) -> int:
+        """Frames that it did not get."""
+        return sum(sum(port.dropped.values()) for port in self.ports)
+
+    def write(self, batch: Sequence[Outgoing]) -> None:
+        if self.sides is None:
+            self.ports[0].push([(item.due_ns, item.packet.data) for item in batch])
+            return
+        frames: tuple[list[Frame], list[Frame]] = ([], [])
+        for item in batch:
+            frames[self.sides.of(item)].append((item.due_ns, item.packet.data))
+        for port, its in zip(self.ports, frames, strict=True):
+            if its:
+                port.push(its)
+
+    def end_session(self, session: SessionMeta) -> None:
+        pass
+
+    def flush(self, now_ns: int) -> None:
+        for port in self.ports:
+            port.look()
+
+    def rotate(self) -> None:
+        pass
+
+    def close(self) -> None:
+        for port in self.ports:
+            port.close()
+
+
+def open_taps(names: Sequence[str], options: TapOptions, sides: Sides | None = None) -> TapSink:
+    """Open one device, or the client's and the server's side."""
+    ports: list[TapPort] = []
+    try:
+        for name in names:
+            ports.append(TapPort(name, options))
+    except BaseException:
+        for port in ports:
+            port.close()
+        raise
+    return TapSink(ports, sides)
