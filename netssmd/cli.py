@@ -26,6 +26,7 @@ COMMANDS = {
     "run": "Run the daemon in the foreground: live sessions into rotating captures.",
     "generate": "Generate sessions once, into a capture file or a folder.",
     "check": "Check captures against the rules of TCP/IP: findings by capture and by flow.",
+    "ledger": "Turn ledgers into a table of labelled flows.",
     "codec": "Round-trip captures through the codec: exactness, escapes, tokens and bits a packet.",
     "prepare": "Turn folders of captures into a training set.",
     "train": "Train a model on a prepared training set.",

@@ -22,6 +22,10 @@ class SnapshotError(NetssmdError):
     """A snapshot cannot be taken, or does not fit this model and version, or is damaged."""
 
 
+class LedgerError(NetssmdError):
+    """A ledger is damaged, of another schema, or no ledger."""
+
+
 class OutputError(NetssmdError):
     """Packets cannot be written where they were asked to go."""
 

@@ -37,14 +37,15 @@ def ledger(**options: Any) -> Ledger:
 
 def test_lines_as_they_are_read() -> None:
     book = ledger(snaplen=96)
-    book.observe(WEB, 100, TCP4, 0, 74)
-    book.observe(CALL, 110, UDP6, 1, 200)
-    book.observe(WEB, 120, TCP4, 1, 1514, ("unexpected_syn", "gap"))
+    book.observe(WEB, 100, TCP4, 0, 74, (), 60, 0, 1)
+    book.observe(CALL, 110, UDP6, 1, 200, (), 186, 138, 8)
+    book.observe(WEB, 120, TCP4, 1, 1514, ("unexpected_syn", "gap"), 1500, 1448, 8 + 16)
     book.observe(WEB, 115, None, 0, 42, ("ip_length",))
     book.end(WEB)
     assert written(book) == [
         {
             "type": "header",
+            "schema": 1,
             "capture": "x.pcap",
             "model": "embedded",
             "model_hash": "abc",
@@ -81,14 +82,19 @@ def test_lines_as_they_are_read() -> None:
                     "dport": 443,
                     "packets": [1, 1],
                     "bytes": [74, 1514],
+                    "ip_bytes": [60, 1500],
+                    "payload_bytes": [0, 1448],
                     "first_ts_ns": 100,
                     "last_ts_ns": 120,
+                    "history": "Sdf",
                     "findings": {"unexpected_syn": 1, "gap": 1},
                 },
                 {
                     "proto": None,
                     "packets": [1, 0],
                     "bytes": [42, 0],
+                    "ip_bytes": [0, 0],
+                    "payload_bytes": [0, 0],
                     "first_ts_ns": 115,
                     "last_ts_ns": 115,
                     "findings": {"ip_length": 1},
@@ -119,8 +125,11 @@ def test_lines_as_they_are_read() -> None:
                     "dport": 3478,
                     "packets": [0, 1],
                     "bytes": [0, 200],
+                    "ip_bytes": [0, 186],
+                    "payload_bytes": [0, 138],
                     "first_ts_ns": 110,
                     "last_ts_ns": 110,
+                    "history": "d",
                 }
             ],
             "flows_omitted": None,

@@ -294,6 +294,7 @@ class FileTarget(Target):
     """One capture, all sessions merged by time."""
 
     def collect(self, job: Job, work: Path, ready: Path, outcomes: Sequence[Outcome]) -> None:
+        from netssmd.output.ledger import measure
         from netssmd.output.spool import merge
         from netssmd.packet.pcap import Packet
 
@@ -302,7 +303,8 @@ class FileTarget(Target):
         def records(write: Callable[[Packet], None]) -> None:
             for p in merge([spool_path(work, i) for i in range(job.sessions)], work):
                 write(Packet(p.ts_ns, p.data, p.orig_len))
-                ledger.observe(metas[p.order], p.ts_ns, p.flow, p.direction, p.orig_len)
+                sizes = measure(p.data, p.orig_len)
+                ledger.observe(metas[p.order], p.ts_ns, p.flow, p.direction, p.orig_len, (), *sizes)
             for meta, outcome in zip(metas, outcomes):
                 if not outcome.capped:
                     ledger.end(meta)
@@ -321,6 +323,7 @@ class FolderTarget(Target):
             file.write("".join(csv_line(line) for line in lines).encode())
 
     def _one(self, job: Job, work: Path, ready: Path, i: int, outcome: Outcome) -> None:
+        from netssmd.output.ledger import measure
         from netssmd.output.spool import read_spool
         from netssmd.packet.pcap import Packet
 
@@ -330,7 +333,7 @@ class FolderTarget(Target):
             with open(spool_path(work, i), "rb") as spool:
                 for p in read_spool(spool, 0):
                     write(Packet(p.ts_ns, p.data, p.orig_len))
-                    ledger.observe(meta, p.ts_ns, p.flow, p.direction, p.orig_len)
+                    ledger.observe(meta, p.ts_ns, p.flow, p.direction, p.orig_len, (), *measure(p.data, p.orig_len))
             if not outcome.capped:
                 ledger.end(meta)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from netssmd.output.ledger import Ledger, SessionMeta
+from netssmd.output.ledger import Ledger, SessionMeta, measure
 from netssmd.output.pcap_ring import PcapRing
 from netssmd.output.sink import Outgoing
 
@@ -28,7 +28,8 @@ class FileSink:
     def write(self, batch: Sequence[Outgoing]) -> None:
         write = self.ring.write
         for packet, session, flow, direction, _, findings in batch:
-            write(packet, (session, packet.ts_ns, flow, direction, packet.orig_len, findings))
+            ts_ns, data, orig_len = packet
+            write(packet, (session, ts_ns, flow, direction, orig_len, findings, *measure(data, orig_len)))
 
     def end_session(self, session: SessionMeta) -> None:
         self.ledger.end(session)

@@ -2,12 +2,15 @@
 
 In: one `observe` per packet that reached the file. Out: JSON lines for the slice, once, when it is complete.
 
-The first line is a header (`type` "header": capture, model, model_hash, version, linktype, snaplen, created, totals),
-then one line per session that spoke or ended in this slice (`type` "session"). A flow is told from its originator's
-side, its counts are pairs [from the originator, from the responder], `bytes` are lengths on the wire. Packets that
-belong to no flow (ARP) make a row whose `proto` is null. `findings` counts the packets that broke a rule of TCP/IP, by
-the names of packet/compliance.py: in a session always, in a flow where there are any. `complete` tells whether the
-session ended in this slice.
+The first line is a header (`type` "header": schema, capture, model, model_hash, version, linktype, snaplen, created,
+totals), then one line per session that spoke or ended in this slice (`type` "session"). A flow is told from its
+originator's side, its counts are pairs [from the originator, from the responder]. Packets that belong to no flow (ARP)
+make a row whose `proto` is null. `findings` counts the packets that broke a rule of TCP/IP, by the names of
+packet/compliance.py: in a session always, in a flow where there are any. `complete` tells whether the session ended in
+this slice. docs/ledger.md and docs/ledger.schema.json document every field; output/ledger_reader.py reads them again.
+
+`history` is Zeek's: what a flow did, each thing told when it was first seen, in upper case from the originator. TCP: s
+SYN, h SYN with ACK, d payload, f FIN, r RST, a an ACK with none of these. UDP: d for any packet. Others: empty.
 
 Memory is bounded: flows beyond `max_session_flows` of a session or `max_flows` of the slice are summed up in
 `flows_omitted` of the session, sessions beyond `max_sessions` in a last line of `type` "omitted".
@@ -27,12 +30,15 @@ from typing import Any, BinaryIO, Final, TypeAlias
 
 from netssmd import __version__
 from netssmd.packet.pcap import LINKTYPE_ETHERNET, MAX_SNAPLEN
+from netssmd.packet.wire import ACK, FIN, IPV4, IPV6, RST, SYN, TCP, UDP, parse
 
 FlowKey: TypeAlias = tuple[int, bytes, int, bytes, int]
 """Protocol number, source address, source port, destination address, destination port; the originator is the source."""
 
-Note: TypeAlias = tuple["SessionMeta", int, FlowKey | None, int, int, tuple[str, ...]]
-"""One packet, the arguments of `Ledger.observe`: session, ts_ns, flow, direction, wire_bytes, findings."""
+Note: TypeAlias = tuple["SessionMeta", int, FlowKey | None, int, int, tuple[str, ...], int, int, int]
+"""One packet, the arguments of `Ledger.observe`."""
+
+SCHEMA: Final = 1  # raised when a field goes or means something else; a new field is no new schema
 
 
 ATTACKS: Final = ("attack-*",)  # patterns of the labels that name attacks, unless an operator gives others
@@ -55,10 +61,41 @@ class SessionMeta:
     attack: bool = False
 
 
-# A row of counts: packets from originator and responder, bytes likewise, first and last ts_ns.
+# A row of counts: packets from originator and responder, bytes, IP bytes and payload bytes likewise, first and last
+# ts_ns, what was seen (a bit for each of LETTERS), and the same in order (four bits each: index of LETTERS plus 1).
 _Row: TypeAlias = list[int]
-_FIRST: Final = 4
-_LAST: Final = 5
+_FIRST: Final = 8
+_LAST: Final = 9
+_SEEN: Final = 10
+_ORDER: Final = 11
+
+LETTERS: Final = "SHADFRshadfr"
+_SYN, _SYN_ACK, _ACK, _DATA, _FIN, _RST = (1 << i for i in range(6))
+
+
+def _doing(flags: int) -> int:
+    """What a TCP segment without payload does, as bits of the first half of LETTERS."""
+    did = (_SYN_ACK if flags & ACK else _SYN) if flags & SYN else 0
+    did |= (_FIN if flags & FIN else 0) | (_RST if flags & RST else 0)
+    return did or (_ACK if flags & ACK else 0)
+
+
+_DOING: Final = tuple(_doing(flags) for flags in range(256))
+
+
+def measure(data: bytes, orig_len: int) -> tuple[int, int, int]:
+    """The last three arguments of `Ledger.observe` for a frame: all 0 if it is not IP."""
+    headers = parse(data, orig_len)
+    if headers.version != IPV4 and headers.version != IPV6:
+        return 0, 0, 0
+    did = 0
+    if headers.transport == TCP:
+        did = _DOING[headers.flags & 255]
+        if headers.payload_len > 0:
+            did = did & ~_ACK | _DATA
+    elif headers.protocol == UDP:
+        did = _DATA
+    return orig_len - len(headers.link) - headers.trailer_len, headers.payload_len, did
 
 
 @dataclass(slots=True)
@@ -115,16 +152,11 @@ class Ledger:
         self._flows = self._rest.flows
 
     def observe(
-        self,
-        session: SessionMeta,
-        ts_ns: int,
-        flow: FlowKey | None,
-        direction: int,
-        wire_bytes: int,
-        findings: tuple[str, ...] = (),
-    ) -> None:
+        self, session: SessionMeta, ts_ns: int, flow: FlowKey | None, direction: int, wire_bytes: int,
+        findings: tuple[str, ...] = (), ip_bytes: int = 0, payload_bytes: int = 0, did: int = 0,
+    ) -> None:  # fmt: skip
         """Count a packet and the findings it raised. `direction` is 0 from the flow's originator, 1 from its
-        responder."""
+        responder; see `measure` for the last three."""
         if session is not self._current.meta:
             self._current = self._tally(session)
             self._flows = self._current.flows
@@ -133,6 +165,11 @@ class Ledger:
             row = self._new_row(flow, ts_ns)
         row[direction] += 1
         row[2 + direction] += wire_bytes
+        row[4 + direction] += ip_bytes
+        row[6 + direction] += payload_bytes
+        did <<= 6 * direction
+        if did & ~row[_SEEN]:
+            _tell(row, did)
         if ts_ns > row[_LAST]:
             row[_LAST] = ts_ns
         elif ts_ns < row[_FIRST]:
@@ -164,7 +201,7 @@ class Ledger:
 
     def _new_row(self, flow: FlowKey | None, ts_ns: int) -> _Row:
         tally = self._current
-        row = [0, 0, 0, 0, ts_ns, ts_ns]
+        row = [0, 0, 0, 0, 0, 0, 0, 0, ts_ns, ts_ns, 0, 0]
         if tally is self._rest or len(tally.flows) >= self._max_session_flows or self._flow_count >= self._max_flows:
             if tally.omitted is None:
                 tally.omitted = row
@@ -191,6 +228,7 @@ class Ledger:
         seconds, rest = divmod(self._clock(), 1_000_000_000)
         return {
             "type": "header",
+            "schema": SCHEMA,
             "capture": capture,
             "model": self._model,
             "model_hash": self._model_hash,
@@ -199,6 +237,22 @@ class Ledger:
             "snaplen": self._snaplen,
             "created": f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{rest // 1_000_000:03d}Z",
         }
+
+
+def _tell(row: _Row, did: int) -> None:
+    """Add to a row's history what is new."""
+    for i in range(len(LETTERS)):
+        if did & ~row[_SEEN] & 1 << i:
+            row[_ORDER] = row[_ORDER] << 4 | i + 1
+    row[_SEEN] |= did
+
+
+def _history(row: _Row) -> str:
+    letters, order = "", row[_ORDER]
+    while order:
+        letters = LETTERS[(order & 15) - 1] + letters
+        order >>= 4
+    return letters
 
 
 def _json(value: object) -> bytes:
@@ -248,11 +302,23 @@ def _session_line(tally: _Tally) -> Iterator[bytes]:
 
 def _flow(flow: FlowKey | None, row: _Row, findings: dict[str, int] | None) -> dict[str, Any]:
     """A flow's object; `findings` stand in it only where there are some."""
-    return _five_tuple(flow) | _counts(row) | ({"findings": findings} if findings else {})
+    told = _five_tuple(flow) | _counts(row)
+    if flow is not None:
+        told["history"] = _history(row)
+    if findings:
+        told["findings"] = findings
+    return told
 
 
 def _counts(row: _Row) -> dict[str, Any]:
-    return {"packets": row[0:2], "bytes": row[2:4], "first_ts_ns": row[_FIRST], "last_ts_ns": row[_LAST]}
+    return {
+        "packets": row[0:2],
+        "bytes": row[2:4],
+        "ip_bytes": row[4:6],
+        "payload_bytes": row[6:8],
+        "first_ts_ns": row[_FIRST],
+        "last_ts_ns": row[_LAST],
+    }
 
 
 def _five_tuple(flow: FlowKey | None) -> dict[str, Any]:
