@@ -9,6 +9,7 @@ not wait. A lane that dies takes the daemon down. Pauses have reasons, and last 
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import logging
 import os
@@ -317,6 +318,19 @@ class Service:
     def _tell(self, what: Callable[[], object]) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
             self._loop.call_soon_threadsafe(what)
+
+    def ask(self, work: Callable[[], T], seconds: float) -> T:
+        """Have the control thread do `work` and wait for its result; from another thread. Raises TimeoutError."""
+        done: concurrent.futures.Future[T] = concurrent.futures.Future()
+
+        def answer() -> None:
+            try:
+                done.set_result(work())
+            except Exception as error:
+                done.set_exception(error)
+
+        self._tell(answer)
+        return done.result(seconds)
 
     async def _every(self, seconds: float, work: Callable[[], object]) -> None:
         while seconds:
