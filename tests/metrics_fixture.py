@@ -55,17 +55,21 @@ def fixed_service(folder: Path) -> Service:
             counters.started[label] = started
             counters.active[label] = active
             counters.ended[label, "end"] = started - active
-        counters.tokens, counters.steps, counters.step_ns = 1000, 100, 250_000_000
+        counters.tokens, counters.steps, counters.ahead_ns = 1000, 2, (index + 1) * 250_000_000
+        for step_ns, sessions in ((2_500_000, 16), (70_000_000, 3)):
+            counters.step_times.observe(step_ns)
+            counters.batches.observe(sessions)
         counters.flows["fin_both"], counters.flow_findings["handshake"] = 5, 4 + index
         counters.deficit_ns, counters.throttled_ns, counters.reused = 1_500_000_000, 2_000_000, index
     output = service.output.counters
     for label, packets, size in (("web", 1234, 1_000_000), ("ssh", 99, 12_345)):
-        output.packets[label], output.bytes[label] = packets, size
+        output.packets[label], output.bytes[label], output.flows[label] = packets, size, packets // 50
     output.findings["gap"], output.findings["retransmission"] = 3, 12
     output.late, output.lateness_ns, output.lateness_max_ns, output.held = 3, 1_500_000, 20_000_000, 17
     return service
 
 
 def exposition(service: Service) -> str:
-    """In Prometheus' text format, the process's own metrics left out."""
-    return generate_latest(registry(service, process=False)).decode()
+    """In Prometheus' text format; the process's own metrics and the disk's free space are left out."""
+    text = generate_latest(registry(service, process=False)).decode()
+    return "".join(line for line in text.splitlines(True) if not line.startswith("netssmd_disk_free_bytes "))

@@ -34,6 +34,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from netssmd.daemon.histogram import Histogram
 from netssmd.daemon.watchdog import Pulse
 from netssmd.engine.mix import Arrivals, TrafficMix
 from netssmd.engine.release import Release
@@ -45,6 +46,8 @@ from netssmd.packet.compliance import FINDINGS
 from netssmd.packet.pcap import Packet
 
 MILLISECOND = 1_000_000
+STEP_BOUNDS_NS = tuple(n * 100_000 for n in (5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000))
+BATCH_BOUNDS = (1, 2, 4, 8, 12, 16, 24, 32, 64, 128)
 LEAD_NS = 100 * MILLISECOND  # from the decision to start a session to its first moment
 LATE_NS = 10 * MILLISECOND  # a packet that leaves later than this after its time is late
 FLUSH_PACKETS = 64
@@ -117,7 +120,9 @@ class EngineCounters:
     active: Counter[str] = field(default_factory=Counter)
     tokens: int = 0
     steps: int = 0
-    step_ns: int = 0  # spent inside scheduler.step
+    step_times: Histogram = field(default_factory=lambda: Histogram(STEP_BOUNDS_NS))  # inside scheduler.step
+    batches: Histogram = field(default_factory=lambda: Histogram(BATCH_BOUNDS))  # sessions a step
+    ahead_ns: int = 0  # live: how far its session that is furthest behind is ahead of the clock
     deficit_ns: int = 0  # of ended sessions and live ones
     throttled_ns: int = 0  # likewise
     reused: int = 0  # addresses dealt twice
@@ -131,6 +136,7 @@ class OutputCounters:
 
     packets: Counter[str] = field(default_factory=Counter)
     bytes: Counter[str] = field(default_factory=Counter)
+    flows: Counter[str] = field(default_factory=Counter)  # opened
     findings: Counter[str] = field(default_factory=Counter)  # packets that raised one
     late: int = 0
     lateness_ns: int = 0  # of the last packet
@@ -291,7 +297,8 @@ class EngineLane:
         result = scheduler.step(horizon_ns, now_ns)
         after = time.monotonic_ns()
         if result is not None:
-            self.counters.step_ns += after - before
+            self.counters.step_times.observe(after - before)
+            self.counters.batches.observe(scheduler.tokens - self.counters.tokens)
             self.counters.steps = scheduler.steps
             self.counters.tokens = scheduler.tokens
             self._packets += result[0]
@@ -340,6 +347,7 @@ class EngineLane:
         """What this lane can promise: no session of its own, nor one that it may still admit, sends earlier."""
         board, clock_ns = self.board, self.scheduler.clock_ns
         if board.clock:
+            self.counters.ahead_ns = clock_ns - now_ns if clock_ns < FOR_EVER else 0
             return min(max(clock_ns, now_ns), now_ns + LEAD_NS)
         next_ns = board.arrivals.next_ns(sum(board.live))
         if next_ns is not None and next_ns > self._reached_ns:  # one that is due already starts where the floor is then
@@ -415,6 +423,7 @@ class OutputLane:
         self.on_finding = on_finding  # told of each packet that raised one
         self._names: dict[int, tuple[str, ...]] = {0: ()}  # of findings, by their bits
         self._metas: dict[int, SessionMeta] = {}  # of sessions that have spoken and are not over
+        self._flows: dict[int, int] = {}  # their flows opened so far
         self._flushed_ns = 0
         self.counters = OutputCounters()
         self.release = Release()
@@ -545,6 +554,7 @@ class OutputLane:
     def _session_over(self, session: Session) -> None:
         """Tell the sinks, unless it was cut by the daemon's stop: then it did not end."""
         meta = self._metas.pop(session.info.number, None)
+        self._flows.pop(session.info.number, None)
         if meta is not None and session.reason != STOPPED:
             for sink in self.sinks:
                 sink.end_session(meta)
@@ -555,6 +565,9 @@ class OutputLane:
             label = packet.session.label
             counters.packets[label] += 1
             counters.bytes[label] += packet.orig_len
+            if packet.five_tuple is not None and packet.flow >= self._flows.get(packet.session.number, 0):
+                self._flows[packet.session.number] = packet.flow + 1  # a session's flows are numbered as they open
+                counters.flows[label] += 1
             if now_ns is not None and now_ns - packet.ts_ns > LATE_NS:
                 counters.late += 1
         counters.first_ns = counters.first_ns or packets[0].ts_ns

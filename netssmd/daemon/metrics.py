@@ -17,6 +17,8 @@ packet up.
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -25,7 +27,9 @@ from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from netssmd.daemon.events import EVENTS
 from netssmd.daemon.histogram import Histogram
+from netssmd.daemon.status import sink_name
 
 if TYPE_CHECKING:
     from netssmd.daemon.service import Service
@@ -56,6 +60,8 @@ class Row:
 LABELS: dict[str, str] = {
     "label": "traffic labels of the model",
     "reason": "`end` by itself, cut at `packets` or `duration`, `stopped` with the daemon, `broken` state",
+    "sink": "`file`, `tap`",
+    "kind": f"{', '.join(f'`{kind}`' for kind in EVENTS)}",
     "finding": "rows of [compliance.md](compliance.md)",
     "ending": "`fin_both`, `fin_one`, `rst`, or `open` when the session ended",
     "tap": "`tap.name` and `tap.server_name` of the configuration",
@@ -72,6 +78,12 @@ METRICS: dict[str, tuple[Row, ...]] = {
             lambda s: s.output.counters.packets),
         Row("netssmd_bytes", "counter", ("label",), "Bytes of these packets on the wire.",
             lambda s: s.output.counters.bytes),
+        Row("netssmd_flows_opened", "counter", ("label",), "Flows of which a packet was sent.",
+            lambda s: s.output.counters.flows),
+        Row("netssmd_sink_packets", "counter", ("sink",), "Packets that arrived where they were to go.",
+            lambda s: {sink_name(sink): sink.packets for sink in s.output.sinks}),
+        Row("netssmd_sink_packets_dropped", "counter", ("sink",), "Packets that did not.",
+            lambda s: {sink_name(sink): sink.dropped for sink in s.output.sinks}),
     ),
     "Sessions": (
         Row("netssmd_sessions_active", "gauge", ("label",), "Sessions that hold a slot.", lambda s: s.active()),
@@ -85,12 +97,14 @@ METRICS: dict[str, tuple[Row, ...]] = {
     ),
     "Model": (
         Row("netssmd_tokens", "counter", (), "Tokens drawn or forced.", lambda s: s.sum("tokens")),
-        Row("netssmd_steps", "counter", (), "Backend steps; tokens by steps is the mean batch.",
-            lambda s: s.sum("steps")),
-        Row("netssmd_step_seconds", "counter", (), "Time in steps, codec and rendering included, over all threads.",
-            lambda s: s.sum("step_ns"), per=SECOND),
+        Row("netssmd_step_seconds", "histogram", (), "Time of a step, codec and rendering included.",
+            lambda s: s.total("step_times"), per=SECOND),
+        Row("netssmd_batch_sessions", "histogram", (), "Sessions that a step advanced.", lambda s: s.total("batches")),
     ),
     "Timing": (
+        Row("netssmd_lookahead_seconds", "gauge", (),
+            "How far the session that is furthest behind is ahead of the clock; live pace only.",
+            lambda s: min((lane.counters.ahead_ns for lane in s.lanes), default=0), per=SECOND),
         Row("netssmd_deficit_seconds", "counter", (),
             "How far session clocks were moved because generation could not keep up.",
             lambda s: s.sum("deficit_ns"), per=SECOND),
@@ -106,6 +120,7 @@ METRICS: dict[str, tuple[Row, ...]] = {
         Row("netssmd_held_packets", "gauge", (), "Packets that wait for their time.", lambda s: s.output.counters.held),
         Row("netssmd_inbox_batches", "gauge", (), "Batches between engine and output threads.",
             lambda s: s.board.inbox.qsize()),
+        Row("netssmd_paused", "gauge", (), "1 while the daemon is paused.", lambda s: int(s.paused)),
     ),
     "Compliance": (
         Row("netssmd_findings", "counter", ("finding",), "Packets sent that broke a rule of TCP/IP.",
@@ -137,13 +152,26 @@ METRICS: dict[str, tuple[Row, ...]] = {
     ),
     "Files": (
         Row("netssmd_files_written", "counter", (), "Capture files completed.", lambda s: s.files_written()),
-        Row("netssmd_packets_dropped", "counter", (), "Packets that the file sink could not write.",
-            lambda s: s.packets_dropped()),
+        Row("netssmd_file_bytes", "counter", (), "Bytes of capture stored.", lambda s: s.ring.bytes if s.ring else 0),
+        Row("netssmd_disk_free_bytes", "gauge", (), "Free space where captures go.",
+            lambda s: {(): disk_free_bytes(s.config.output.directory)} if s.ring else {}),
+        Row("netssmd_disk_floor_bytes", "gauge", (), "Free space that is left alone: `output.free_disk`.",
+            lambda s: {(): s.config.output.free_disk} if s.ring else {}),
     ),
     "Process": (
+        Row("netssmd_events", "counter", ("kind",), "Events told.", lambda s: s.events.emitted),
         Row("netssmd_build_info", "gauge", ("version", "model", "backend"), "Always 1.", lambda s: {s.build_info(): 1}),
     ),
 }  # fmt: skip
+
+
+def disk_free_bytes(directory: str) -> float:
+    """What an unprivileged process may still write there; NaN where nobody can tell."""
+    try:
+        status = os.statvfs(directory)
+    except OSError:
+        return math.nan
+    return status.f_bavail * status.f_frsize
 
 
 class ServiceCollector(Collector):

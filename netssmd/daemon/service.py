@@ -113,7 +113,7 @@ class Service:
 
     def __init__(self, config: Config, model: Model) -> None:
         traffic, engine = config.traffic, config.engine
-        self.config = config
+        self.config: Config = config
         self.model = model
         self.backend_name: str = engine.backend
         self.seed = traffic.seed or secrets.randbits(32) + 1
@@ -126,7 +126,7 @@ class Service:
         self.temperatures = model.temperatures(traffic.temperature, traffic.temperatures)
         self.slots = traffic.concurrency
         self.cap_packets_per_second = traffic.packets_per_second
-        self.events = Events()
+        self.events: Events = Events()
         self.rates = Rates()
         self.lanes: list[EngineLane] = []
         self.output: OutputLane
@@ -442,6 +442,12 @@ class Service:
     def sum(self, name: str) -> int:
         """Sum of an engine counter over the lanes."""
         return sum(int(getattr(lane.counters, name)) for lane in self.lanes)
+
+    def total(self, name: str) -> Histogram:
+        """Sum of an engine histogram over the lanes."""
+        first: Histogram
+        first, *others = (getattr(lane.counters, name) for lane in self.lanes)
+        return sum(others, first)
 
     def _merged(self, of: Callable[[EngineCounters], dict[str, int]]) -> dict[str, int]:
         total: Counter[str] = Counter()
