@@ -6,7 +6,7 @@ from netssmd import freshness
 
 warnings.simplefilter("ignore")
 built = freshness.built_from()
-pure = [module for module in built if module != freshness.CPU_BACKEND]
+pure = [module for module in built if module not in freshness.NATIVE]
 if not built:
     print(
         "netssmd: notice: nothing was compiled (no C++ compiler, no Python headers, or an error which"

@@ -17,7 +17,8 @@ from collections.abc import Sequence
 from importlib.machinery import ModuleSpec
 
 CPU_BACKEND = "netssmd.model._cpu"
-CPU_BACKEND_FOLDER = os.path.join("model", "cpu")
+NATIVE = {CPU_BACKEND: os.path.join("model", "cpu"), "netssmd.output._pacer": os.path.join("output", "native")}
+"""Modules written in C++, and the folders of their sources."""
 
 
 class StaleBuildWarning(UserWarning):
@@ -26,8 +27,8 @@ class StaleBuildWarning(UserWarning):
 
 def source_files(package: str, module: str) -> list[str]:
     """Paths of what `module` is compiled from. `package` is the netssmd folder of the sources; files may be missing."""
-    if module == CPU_BACKEND:
-        folder = os.path.join(package, CPU_BACKEND_FOLDER)
+    if module in NATIVE:
+        folder = os.path.join(package, NATIVE[module])
         names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
         return [os.path.join(folder, name) for name in names if name.endswith((".cpp", ".hpp", ".inl"))]
     return [os.path.join(package, *module.split(".")[1:]) + ".py"]
@@ -76,7 +77,7 @@ def prefer_sources_when_stale(package: str) -> None:
     built = built_from()
     if not built:
         return
-    group = [module for module in built if module != CPU_BACKEND]
+    group = [module for module in built if module not in NATIVE]
     if os.environ.get("NETSSMD_INTERPRETED", "") not in ("", "0"):
         sys.meta_path.insert(0, SourceFinder(package, group))
         return
@@ -87,7 +88,7 @@ def prefer_sources_when_stale(package: str) -> None:
         sys.meta_path.insert(0, SourceFinder(package, group))
     warnings.warn(
         f"{', '.join(stale)} changed since it was compiled: "
-        + ("the pure modules run interpreted" if stale != [CPU_BACKEND] else "the old binary is used")
+        + ("the pure modules run interpreted" if set(stale) & set(group) else "the old binary is used")
         + " until `make setup` builds again",
         StaleBuildWarning,
         stacklevel=2,

@@ -15,7 +15,6 @@ from netssmd.packet.fragment import fragments, link_len
 LINK = Ether(src="02:4e:00:00:00:01", dst="02:4e:00:00:00:02")
 
 
-
 @given(st.integers(1, 9000), st.integers(68, 1500))
 def test_the_pieces_are_the_packet(size: int, mtu: int) -> None:
     whole = bytes(LINK / IP(src="198.18.0.1", dst="198.19.0.1", id=77) / UDP() / (bytes(range(256)) * 36)[:size])

@@ -35,6 +35,7 @@ BOUNDS_NS: Final = tuple(
 )
 """Upper bounds of the lateness histogram; what is above the last one counts behind it."""
 
+CAPACITY: Final = 8192  # frames that may wait: 50 ms of 160,000 a second
 BUSY_NS: Final = 10_000_000  # a frame that the kernel has no room for is tried again for so long
 _PAUSE_NS: Final = 100_000  # between two of these tries
 _NAP_NS: Final = 20_000_000  # the longest sleep in one piece
@@ -103,7 +104,7 @@ class PythonPacer:
     wait_when_down: `run` comes back with EIO while the device is down, instead of dropping.
     """
 
-    def __init__(self, capacity: int = 65_536, late_ns: int = -1, wait_when_down: bool = False) -> None:
+    def __init__(self, capacity: int = CAPACITY, late_ns: int = -1, wait_when_down: bool = False) -> None:
         self.capacity = capacity
         self.late_ns = late_ns
         self.wait_when_down = wait_when_down
@@ -200,3 +201,13 @@ class PythonPacer:
         self._frames.popleft()
         self.dropped[REASONS.index(reason)] += 1
         self._room.set()
+
+
+def open_pacer(capacity: int = CAPACITY, late_ns: int = -1, wait_when_down: bool = False) -> Pacer:
+    """The compiled pacer where there is one, or else the Python one."""
+    try:
+        from netssmd.output._pacer import Pacer as NativePacer  # type: ignore[import-not-found, unused-ignore]
+    except ImportError:
+        return PythonPacer(capacity, late_ns, wait_when_down)
+    made: Pacer = NativePacer(capacity, late_ns, wait_when_down, list(BOUNDS_NS), BUSY_NS)
+    return made

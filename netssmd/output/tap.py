@@ -26,7 +26,7 @@ from typing import Final
 
 from netssmd.errors import OutputError
 from netssmd.output.ledger import SessionMeta
-from netssmd.output.pacer import CLOSED, REASONS, RETRY, Frame, Pacer, PythonPacer, be_punctual
+from netssmd.output.pacer import CAPACITY, CLOSED, REASONS, RETRY, Frame, Pacer, be_punctual, open_pacer
 from netssmd.output.sink import Outgoing
 from netssmd.output.tap_device import HEADER_BYTES, Attached, attach
 from netssmd.packet.fragment import fragments, link_len
@@ -50,7 +50,7 @@ class TapOptions:
     netns: str = ""
     realtime: int = 0
     late_ns: int = -1
-    queue_packets: int = 65_536
+    queue_packets: int = CAPACITY
 
 
 class TapPort:
@@ -59,7 +59,7 @@ class TapPort:
     def __init__(self, name: str, options: TapOptions, pacer: Pacer | None = None) -> None:
         self.name = name
         self.options = options
-        self.pacer: Pacer = pacer or PythonPacer(options.queue_packets, options.late_ns)
+        self.pacer: Pacer = pacer or open_pacer(options.queue_packets, options.late_ns)
         self.fragmented = 0  # frames that became several
         self.oversize = 0  # frames dropped because they were too long for the device
         self.outages = 0  # times that the device was down or gone
