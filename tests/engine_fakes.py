@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from netssmd.engine.plan import FreshIdentities, address_plan
+from netssmd.engine.identities import FreshIdentities
+from netssmd.engine.plan import address_plan
 from netssmd.engine.sampling import Stream, derive
 from netssmd.engine.session import NO_LIMITS, Limits, Render, Session, SessionInfo, Temperatures
 from netssmd.packet import wire

@@ -19,17 +19,19 @@ from netssmd.packet.render import render
 from netssmd.packet.wire import ACK, ICMP, IPV4, MORE_FRAGMENTS, PSH, SYN, TCP, UDP, Headers
 
 CLIENT, SERVER = bytes((198, 18, 0, 1)), bytes((198, 19, 0, 1))
-NUMBER = {name: i for i, name in enumerate(KINDS)}
+NUMBER = {name: i for i, name in enumerate(KINDS)} | {"smtp-banner": KINDS.index("ftp-banner")}
 SIZES = (1, 2, 5, 13, 20, 33, 47, 64, 100, 131, 200, 333, 901, 1400)
 
 # Family: the server's port, what tshark calls it. Media has no port of its own.
 NAMES = {
     "tls": (443, "tls"), "dns": (53, "dns"), "ntp": (123, "ntp"), "quic": (443, "quic"), "dhcp": (67, "dhcp"),
     "snmp": (161, "snmp"), "mqtt": (1883, "mqtt"), "smb": (445, "nbss"), "http": (80, "http"), "http2": (80, "http2"),
-    "ssh": (22, "ssh"), "ftp": (21, "ftp"), "imap": (143, "imap"), "pop": (110, "pop"), "sip": (5060, "sip"),
+    "ssh": (22, "ssh"), "ftp": (21, "ftp"), "smtp": (25, "smtp"), "imap": (143, "imap"), "pop": (110, "pop"),
+    "sip": (5060, "sip"),
     "rsync": (873, "rsync"), "ssdp": (1900, "ssdp"), "bittorrent": (6881, "bittorrent"), "redis": (6379, "resp"),
     "rdp": (3389, "tpkt"), "media": (9000, ""), "": (9000, ""),
 }  # fmt: skip
+OF_A_PORT = {"smtp-banner"}  # what speaks so shows at the port: for the codec it is another kind
 MEDIA = {"stun-request": "stun", "stun-response": "stun", "dtls": "dtls", "rtcp": "rtcp", "rtp": "rtp"}
 
 
@@ -83,7 +85,7 @@ def transports(kind: str) -> list[int]:
 
 
 def test_every_kind_has_a_row_and_every_row_a_kind() -> None:
-    assert set(WRITERS) | {"unknown", "binary"} == set(KINDS)
+    assert set(WRITERS) - OF_A_PORT | {"unknown", "binary"} == set(KINDS)
     assert all(row[3] in FAMILIES or not row[3] for row in WRITERS.values())
     assert {name for _, name in LEAST} <= set(KINDS)
 
@@ -239,7 +241,7 @@ def capture(out: PcapWriter) -> list[tuple[str, int, int]]:
                     port = 9001 if kind == "rtp" else NAMES[family][0]
                     talk = Talk(w, transport, port, flow, 30000 + flow)
                     plan = [(0, 0, SYN), (1, 0, SYN | ACK), (0, 0, ACK)] if transport == TCP else []
-                    order = (1, 0) if family in ("ftp", "imap", "pop") else (0, 1)
+                    order = (1, 0) if family in ("ftp", "smtp", "imap", "pop") else (0, 1)
                     for i in range(3):
                         plan += [(d, then if i else first, ACK if i == 1 else PSH | ACK) for d in order]
                     for direction, size, flags in plan:

@@ -64,6 +64,11 @@ class RandomIdentities:
             address = b"\xff" * 4 if cast == 2 else (b"\xef" if cast == 1 else b"\x0a") + rng.randbytes(3)
         return address, b"\xff" * 6 if cast == 2 else b"\x02" + rng.randbytes(5)
 
+    def settle(self, address: bytes, port: int) -> tuple[bytes, bytes]:
+        if self.rng.random() < 0.5:  # one of few, so that it often is a host of the session, even the originator
+            address = address[:-1] + self.rng.randbytes(1) if port & 1 else address[:1] + bytes(len(address) - 1)
+        return address, b"\x02" + self.rng.randbytes(5)
+
     def port(self, port_class: int) -> int:
         return self.rng.randrange((32768, 1024, 1, 1)[port_class], (61000, 32768, 65536, 1024)[port_class])
 

@@ -121,6 +121,10 @@ class IdentitySource(Protocol):
     def host(self, version: int, cast: int, role: int) -> tuple[bytes, bytes]:
         """Address and MAC of a host new to the session; cast 0 unicast, 1 multicast, 2 broadcast; role 0 originator."""
 
+    def settle(self, address: bytes, port: int) -> tuple[bytes, bytes]:
+        """Address and MAC of a responder new to the session, which `host` dealt before its port was known; port -1:
+        a neighbour that ARP looks for. Asked of fresh identities only."""
+
     def port(self, port_class: int) -> int:
         """A port of `vocab.PORT_CLASSES`."""
 
@@ -258,8 +262,8 @@ class Context:
     """All contexts of one session. `max_flows` bounds its memory: the flow silent for longest is forgotten."""
 
     __slots__ = (
-        "flows", "flows_opened", "fragments", "hosts", "hosts4", "hosts6", "last_gap_ns", "max_flows", "now_ns",
-        "packets", "phases", "senders", "services", "sides", "snaplen", "start_ns", "vocabulary",
+        "flows", "flows_opened", "fragments", "hosts", "hosts4", "hosts6", "hosts_made", "last_gap_ns", "max_flows",
+        "now_ns", "packets", "phases", "senders", "services", "sides", "snaplen", "start_ns", "vocabulary",
     )  # fmt: skip
 
     def __init__(self, vocabulary: Vocabulary, max_flows: int = vocab.MAX_FLOWS) -> None:
@@ -277,6 +281,7 @@ class Context:
         self.hosts4: list[Host] = []
         self.hosts6: list[Host] = []
         self.hosts: dict[bytes, Host] = {}
+        self.hosts_made: int = 0
         self.services: list[Service] = []
         self.senders: list[Host] = [Host(IPV4, b"", b""), Host(IPV4, b"", b"")]
         self.snaplen: int = 128
@@ -292,6 +297,7 @@ class Context:
         host = self.hosts.get(address)
         if host is None:
             host = Host(version, address, mac)
+            self.hosts_made += 1
             self.hosts[address] = host
             recent = self.recent_hosts(version)
             recent.insert(0, host)
@@ -299,6 +305,19 @@ class Context:
                 del self.hosts[recent.pop().address]
         else:
             self.touch_host(host)
+        return host
+
+    def rename_host(self, host: Host, address: bytes, mac: bytes) -> Host:
+        """A host that nobody has named yet gets another address; if that one is taken, it is who has it."""
+        known = self.hosts.get(address)
+        del self.hosts[host.address]
+        if known is not None:
+            self.recent_hosts(host.version).remove(host)
+            self.touch_host(known)
+            return known
+        host.address = address
+        host.mac = mac
+        self.hosts[address] = host
         return host
 
     def touch_host(self, host: Host) -> None:

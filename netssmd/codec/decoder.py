@@ -117,6 +117,10 @@ class Recorded:
         value: tuple[bytes, bytes] = self._next()
         return value
 
+    def settle(self, address: bytes, port: int) -> tuple[bytes, bytes]:
+        assert self._after is not None  # recorded hosts are who they are
+        return self._after.settle(address, port)
+
     def port(self, port_class: int) -> int:
         if self._after is not None and self._spent():
             return self._after.port(port_class)
@@ -147,10 +151,10 @@ class Decoder:
 
     __slots__ = (
         "_acked", "_base", "_bytes", "_bytes_wanted", "_deviation", "_direction", "_field", "_flags", "_flow",
-        "_id_mode", "_ip_flags", "_kind", "_length", "_limited", "_made_up", "_network", "_new", "_options",
-        "_originator", "_phase", "_port", "_port_member", "_protocol", "_rank_high", "_responder", "_sequence",
-        "_service", "_shape", "_stack", "_stage", "_todo", "_transport", "_version", "_window", "context", "ended",
-        "features", "hi", "lo", "mtu", "source", "vocabulary",
+        "_id_mode", "_ip_flags", "_kind", "_length", "_limited", "_made_up", "_network", "_new", "_nobody_yet",
+        "_options", "_originator", "_phase", "_port", "_port_member", "_protocol", "_rank_high", "_responder",
+        "_sequence", "_service", "_shape", "_stack", "_stage", "_todo", "_transport", "_version", "_window",
+        "context", "ended", "features", "hi", "lo", "mtu", "source", "vocabulary",
     )  # fmt: skip
 
     def __init__(
@@ -185,6 +189,7 @@ class Decoder:
         self._service: Service | None = None
         self._originator: Host | None = None
         self._responder: Host | None = None
+        self._nobody_yet: bool = False  # the responder was dealt for this flow, before its port is known
         self._version: int = IPV4
         self._transport: int = TCP
         self._protocol: int = 0
@@ -297,6 +302,7 @@ class Decoder:
         if field == v.WHO:
             self._originator = None
             self._responder = None
+            self._nobody_yet = False
             self._service = None
             self._port_member = -1
             if member == v.WHO_END:
@@ -326,6 +332,7 @@ class Decoder:
         elif field == v.PORT:
             if self._port < 0:
                 self._port = self._responder_port(member)
+                self._settle(self._port)
             else:
                 self._port_member = member
         else:
@@ -397,12 +404,39 @@ class Decoder:
                 host = context.host_for(version, address, mac)
             context.touch_host(host)
         else:
-            address, mac = self.source.host(version, member, role)
-            host = context.host_for(version, address, mac)
+            count = context.hosts_made
+            host = self._new_host(version, member, role)
+            if self._made_up and role == 1 and member == 0 and context.hosts_made > count:
+                self._nobody_yet = True
         if role == 0:
             self._originator = host
         else:
             self._responder = host
+            if self._version == ARP:
+                self._settle(-1)
+
+    def _new_host(self, version: int, cast: int, role: int) -> Host:
+        """A host that the source deals; in a small address plan it may be one that the session has, but nobody calls
+        himself."""
+        address, mac = self.source.host(version, cast, role)
+        host = self.context.host_for(version, address, mac)
+        tries = 0
+        while host is self._originator and self._made_up and tries < 8:
+            tries += 1
+            address, mac = self.source.host(version, cast, role if tries < 4 else 0)
+            host = self.context.host_for(version, address, mac)
+        return host
+
+    def _settle(self, port: int) -> None:
+        """The port of a new responder is known: its place in the address plan may depend on it."""
+        host = self._responder
+        if not self._nobody_yet or host is None:
+            return
+        self._nobody_yet = False
+        address, mac = self.source.settle(host.address, port)
+        originator = self._originator
+        if address != host.address and (originator is None or originator.address != address):
+            self._responder = self.context.rename_host(host, address, mac)
 
     def _responder_port(self, member: int) -> int:
         if member >= v.PORT_KNOWN:

@@ -98,12 +98,12 @@ def _override(config: "Config", seed: int | None, output: Path | None, model: st
 
 def _open(config: "Config", path: Path | None) -> "OpenModel":
     """The model, with everything in the configuration that only the model can judge."""
+    from netssmd.daemon.addresses import plan_of
     from netssmd.engine.opening import open_model
-    from netssmd.engine.plan import address_plan
 
-    engine, traffic, addresses = config.engine, config.traffic, config.addresses
+    engine, traffic = config.engine, config.traffic
     where = str(path) if path else "defaults"
-    address_plan(addresses.clients, addresses.servers, addresses.mac_prefix, where=f"{where}: addresses")
+    plan_of(config.addresses, where=f"{where}: addresses")
     opened = open_model(engine.model, engine.backend, engine.top_k, engine.top_p, engine.weights)
     try:
         opened.check_labels(traffic.labels)

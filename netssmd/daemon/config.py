@@ -126,12 +126,31 @@ class Traffic(_Section, frozen=True):
         return ranges
 
 
+class LabelAddresses(_Section, frozen=True):
+    """What is different for the labels of a pattern; None: as for all others."""
+
+    clients: tuple[str, ...] | None = None
+    servers: tuple[str, ...] | None = None
+    hosts: int | None = None
+    services: int | None = None
+    mac_prefix: str | None = None
+    gateway: str | None = None
+    vlan: int | None = None
+
+
 class Addresses(_Section, frozen=True):
     """Who the hosts are."""
 
     clients: tuple[str, ...] = ("198.18.0.0/16", "2001:2::/49")
     servers: tuple[str, ...] = ("198.19.0.0/16", "2001:2:0:8000::/49")
+    hosts: int = 250
+    services: int = 1000
     mac_prefix: str = "02:4e"
+    gateway: str = "auto"
+    vlan: int = 0
+    domain: str = "test"
+    names: str = ""
+    labels: dict[str, LabelAddresses] = {}
 
 
 class Output(_Section, frozen=True):

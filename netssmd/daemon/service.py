@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from netssmd import __version__
+from netssmd.daemon.addresses import plan_of
 from netssmd.daemon.config import Config
 from netssmd.daemon.events import Events
 from netssmd.daemon.histogram import Histogram
@@ -32,7 +33,7 @@ from netssmd.daemon.notify import notify, reloading, status_seconds, watchdog_se
 from netssmd.daemon.status import Rates, Status, line, status_of
 from netssmd.daemon.watchdog import Pulse, stuck
 from netssmd.engine.mix import Arrivals, RateCap, TrafficMix
-from netssmd.engine.plan import CLIENT, SERVER, AddressPlan, address_plan
+from netssmd.engine.plan import CLIENT, SERVER, AddressPlan
 from netssmd.engine.scheduler import FOR_EVER, Backend, Scheduler
 from netssmd.engine.session import Limits, Session, SessionInfo, Temperatures
 from netssmd.errors import NetssmdError
@@ -120,8 +121,7 @@ class Service:
         labels = dict(traffic.labels) or dict.fromkeys(model.labels, 1.0)
         self.mix = TrafficMix(labels, traffic.conditions(), self.seed)
         self.threads = min(thread_count(engine.threads), traffic.concurrency)
-        addresses = config.addresses
-        self.plan = address_plan(addresses.clients, addresses.servers, addresses.mac_prefix, self.seed)
+        self.plan = plan_of(config.addresses, self.seed)
         self.limits = Limits(traffic.session_packets, traffic.session_duration)
         self.temperatures = model.temperatures(traffic.temperature, traffic.temperatures)
         self.slots = traffic.concurrency

@@ -17,7 +17,8 @@ from netssmd.codec.decoder import Decoder, Recorded
 from netssmd.codec.encoder import Encoder
 from netssmd.codec.kinds import KINDS
 from netssmd.codec.vocab import Vocabulary
-from netssmd.engine.plan import AddressPlan, FreshIdentities
+from netssmd.engine.identities import FreshIdentities
+from netssmd.engine.plan import AddressPlan
 from netssmd.engine.sampling import Stream, derive
 from netssmd.engine.scheduler import Backend
 from netssmd.engine.session import NO_LIMITS, Limits, Session, SessionInfo, Temperatures
@@ -96,7 +97,7 @@ class OpenModel:
         """A session at its beginning. keep_hosts: the prompt's hosts stay who they are; otherwise the plan gives them
         new identities."""
         vocabulary = self.vocabulary
-        fresh = FreshIdentities(plan, info.number, Stream(derive(info.seed, "identities")))
+        fresh = FreshIdentities(plan.for_label(info.label), info.number, Stream(derive(info.seed, "identities")))
         source: IdentitySource = fresh
         if prompt is not None and keep_hosts:
             source = Recorded(list(prompt.identities), fresh)
@@ -112,7 +113,7 @@ class OpenModel:
             temperatures,
             prompt.tokens if prompt else (),
             fresh,
-            PayloadWriter(payload, Stream(derive(info.seed, "payload")), KINDS),
+            PayloadWriter(payload, Stream(derive(info.seed, "payload")), KINDS, fresh),
         )
 
     def encode_prompt(self, packets: Iterable[Packet]) -> Prompt:

@@ -1,42 +1,34 @@
-"""Who the hosts of a synthetic session are: in an address plan, a seed and a session number, out fresh identities.
+"""Who there is to speak: what an operator writes about addresses in, an address plan out.
 
-The model says what hosts do; this file says who they are. `AddressPlan` holds the pools that an operator gives (clients
-originate flows, servers respond; defaults are the benchmarking ranges of RFC 2544 / RFC 6815 and RFC 5180),
-`FreshIdentities` deals them out to one session through the codec's `IdentitySource` protocol. Everything is a function
-of (seed, session number, how many were dealt before):
+The model says what hosts do; the plan says who they may be: pools (clients originate flows, servers respond; defaults
+are the benchmarking ranges of RFC 2544 / RFC 6815 and RFC 5180), how many clients and services there are, the router,
+the VLAN, names. A label may have a plan of its own. `engine/identities.py` deals its hosts out to sessions.
 
-    client 0 of session n   a permutation of the pool keyed by the seed, at n: each session has a client of its own
-    any other host          a permutation keyed by the session, at 0, 1, 2 ...: within a session no address comes twice
-    pool used up            addresses come again, and `reused` counts it
+Every address of a pool has a place in a permutation keyed by the seed::
 
-so no set of used addresses is kept, however many hosts a session invents. MACs are locally administered (IEEE 802, bit
-1 of the first byte): the prefix, then the last bytes of the IPv4 address, or a hash of the IPv6 one. Multicast MACs
-follow RFC 1112 and RFC 2464.
+    clients   | 0 the router (IPv4) | 1 .. hosts: those that come back  | strangers ...                 |
+    servers   | 0 .. services - 1: one for each service                 | service p mod services again  |
+
+The server at place p is called what service p mod `services` is called (engine/names.py), so a name keeps its addresses
+and an address its name, in all sessions and for ever.
+
+An access network: a client has a MAC of its own, locally administered (IEEE 802, bit 1 of the first byte): the prefix,
+then the last bytes of the IPv4 address, or a hash of the IPv6 one. What comes from beyond the router has the router's
+MAC.
 """
 
 import ipaddress
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from typing import Final
 
-from netssmd.engine.sampling import Stream, derive, mix, permute
+from netssmd.engine.names import MOST, ServiceNames
+from netssmd.engine.sampling import derive, mix, permute, unpermute
 from netssmd.errors import ConfigError
 
-UNICAST, MULTICAST, BROADCAST = 0, 1, 2
 CLIENT, SERVER = 0, 1
-EPHEMERAL, REGISTERED, ANY, SYSTEM = 0, 1, 2, 3
-
-# Groups that hosts of an access network really speak to: all hosts, mDNS, LLMNR, SSDP, IGMPv3 / all routers, MLDv2.
-GROUPS: dict[int, tuple[bytes, ...]] = {
-    4: tuple(
-        ipaddress.IPv4Address(a).packed
-        for a in ("224.0.0.251", "239.255.255.250", "224.0.0.252", "224.0.0.22", "224.0.0.1")
-    ),
-    6: tuple(
-        ipaddress.IPv6Address(a).packed for a in ("ff02::fb", "ff02::c", "ff02::1:3", "ff02::16", "ff02::1", "ff02::2")
-    ),
-}
-EPHEMERAL_FIRST, EPHEMERAL_COUNT = 32768, 28232  # Linux: net.ipv4.ip_local_port_range = 32768 60999
-PORTS = {REGISTERED: (1024, 31744), ANY: (1, 65535), SYSTEM: (1, 1023)}
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -71,25 +63,94 @@ class Pool:
             index -= size
         raise IndexError("host index beyond the pool")
 
+    def index(self, address: bytes) -> int:
+        """Where an address is in the row; -1 if it is not."""
+        number, before = int.from_bytes(address, "big"), 0
+        for first, size in zip(self.firsts, self.sizes, strict=True):
+            if first <= number < first + size:
+                return before + number - first
+            before += size
+        return -1
+
 
 @dataclass(frozen=True, slots=True)
 class AddressPlan:
-    """Pools by (role, IP version), the MAC prefix, and the seed that shuffles them. Build it with `address_plan`."""
+    """Who there is. Build it with `address_plan`.
+
+    pools: by (role, IP version). gateway: the router's MAC; empty: none, servers have MACs of their own. vlan: tag of
+    every frame, 0 = none. hosts: clients that come back, 0 = as many as the pool holds. names: of the services.
+    labels: plans of labels that have one of their own, by pattern; the first that fits counts.
+    """
 
     pools: dict[tuple[int, int], Pool]
     mac_prefix: bytes
     seed: int
+    gateway: bytes
+    vlan: int
+    hosts: int
+    names: ServiceNames
+    labels: tuple[tuple[str, "AddressPlan"], ...] = ()
+
+    def for_label(self, label: str) -> "AddressPlan":
+        """The plan for sessions of a label."""
+        for pattern, plan in self.labels:
+            if fnmatchcase(label, pattern):
+                return plan
+        return self
 
     def networks(self, role: int) -> list[Network]:
-        """Where the hosts of a role live."""
-        return [network for (of, _), pool in self.pools.items() if of == role for network in pool.networks]
+        """Where the hosts of a role live, whatever their label."""
+        found: dict[Network, None] = {}
+        for plan in (self, *(plan for _, plan in self.labels)):
+            for (of, _), pool in plan.pools.items():
+                if of == role:
+                    found.update(dict.fromkeys(pool.networks))
+        return list(found)
 
-    def mac(self, address: bytes) -> bytes:
-        """The MAC of a unicast host: prefix, then as much of the address (IPv6: of its hash) as fits in six bytes."""
+    def mac(self, address: bytes, role: int = CLIENT) -> bytes:
+        """The MAC of a unicast host: prefix, then as much of the address (IPv6: of its hash) as fits in six bytes; of
+        a server, the router's."""
+        if role == SERVER and self.gateway:
+            return self.gateway
         room = 6 - len(self.mac_prefix)
         if len(address) == 4 and room <= 4:
             return self.mac_prefix + address[4 - room :]
         return self.mac_prefix + derive(self.seed, "mac", address.hex()).to_bytes(8, "big")[:room]
+
+    def host(self, role: int, version: int, place: int) -> bytes:
+        """Packed address of the host at a place; places count on and on, round the pool."""
+        pool = self.pools[role, version]
+        return pool.address(permute(place % pool.size, pool.size, self._key(role, version)))
+
+    def place(self, role: int, address: bytes) -> int:
+        """The place of an address; -1 if it is not in the pool."""
+        version = 4 if len(address) == 4 else 6
+        pool = self.pools[role, version]
+        index = pool.index(address)
+        return unpermute(index, pool.size, self._key(role, version)) if index >= 0 else -1
+
+    def _key(self, role: int, version: int) -> int:
+        return mix(self.seed * 8 + role * 2 + (version == 6))
+
+    def name(self, address: bytes) -> bytes:
+        """What a server is called; of another host, a name that is made of its address."""
+        place = self.place(SERVER, address)
+        if place >= 0:
+            return self.names.name(place % self.names.count)
+        return b"host-" + address.hex().encode() + b"." + self.names.domain
+
+
+# What an operator writes: keys of [addresses], and of [addresses.labels."pattern"] those that differ there.
+DEFAULTS: Final[dict[str, object]] = {
+    "clients": ("198.18.0.0/16", "2001:2::/49"),
+    "servers": ("198.19.0.0/16", "2001:2:0:8000::/49"),
+    "hosts": 250,
+    "services": 1000,
+    "mac_prefix": "02:4e",
+    "gateway": "auto",
+    "vlan": 0,
+}
+DOMAIN: Final = "test"  # RFC 6761: never a name of the real world
 
 
 def address_plan(
@@ -98,24 +159,117 @@ def address_plan(
     mac_prefix: str = "02:4e",
     seed: int = 0,
     where: str = "addresses",
+    *,
+    hosts: int = 250,
+    services: int = 1000,
+    gateway: str = "auto",
+    vlan: int = 0,
+    domain: str = DOMAIN,
+    names: Sequence[str] = (),
+    labels: Mapping[str, Mapping[str, object]] | None = None,
 ) -> AddressPlan:
     """Check what an operator wrote and build the plan. Raises ConfigError naming `where`, the key, what was found and
-    the remedy."""
-    named = [(CLIENT, "clients", text) for text in clients] + [(SERVER, "servers", text) for text in servers]
-    parsed = [(role, key, _network(where, key, text)) for role, key, text in named]
+    the remedy.
+
+    hosts: clients that come back, 0 = all of the pool. services: servers that have names. gateway: a MAC, "auto" or
+    "none". domain: of made-up names. names: instead of those. labels: by pattern, the keys of `DEFAULTS` that differ.
+    """
+    written = {
+        "clients": clients, "servers": servers, "mac_prefix": mac_prefix, "hosts": hosts, "services": services,
+        "gateway": gateway, "vlan": vlan,
+    }  # fmt: skip
+    listed = _listed(where, names)
+    if not _DOMAIN.fullmatch(domain) or len(domain) > 100:
+        raise ConfigError(f"{where}: domain {domain!r} is not one; write one such as test or lab.example.net")
+    whole = _one_plan(where, written, seed, domain, listed)
+    plans = [
+        (pattern, f'{where}: labels."{pattern}"', _one_plan(f'{where}: labels."{pattern}"', {**written, **own}, seed,
+                                                            domain, listed))
+        for pattern, own in (labels or {}).items()
+    ]  # fmt: skip
+    for i, (_, at, plan) in enumerate(plans):
+        for other_at, other in ((where, whole), *((at, plan) for _, at, plan in plans[:i])):
+            _apart(at, plan, other_at, other)
+    return replace(whole, labels=tuple((pattern, plan) for pattern, _, plan in plans))
+
+
+def _one_plan(where: str, written: Mapping[str, object], seed: int, domain: str, listed: list[bytes]) -> AddressPlan:
+    """The plan of one table, without labels."""
+    roles = ((CLIENT, "clients"), (SERVER, "servers"))
+    parsed = [(role, key, _network(where, key, text)) for role, key in roles for text in _texts(written[key])]
     for i, (_, key, network) in enumerate(parsed):
         for _, other_key, other in parsed[i + 1 :]:
             if network.version == other.version and network.overlaps(other):
                 raise ConfigError(f"{where}: {key} {network} overlaps {other_key} {other}; give each its own range")
     pools: dict[tuple[int, int], Pool] = {}
-    for role, key in ((CLIENT, "clients"), (SERVER, "servers")):
+    for role, key in roles:
         for version in (4, 6):
             networks = [n for r, _, n in parsed if r == role and n.version == version]
             if not networks:
                 hint = "198.18.0.0/16" if version == 4 else "2001:2::/49"
                 raise ConfigError(f"{where}: {key} holds no IPv{version} range; add one, such as {hint}")
             pools[role, version] = Pool.of(networks)
-    return AddressPlan(pools, _mac_prefix(where, mac_prefix), seed)
+    prefix = _mac_prefix(where, str(written["mac_prefix"]))
+    gateway = _gateway(where, str(written["gateway"]), prefix)
+    hosts, services, vlan = (_whole(written[key]) for key in ("hosts", "services", "vlan"))
+    services = len(listed) or services
+    for role, key, wanted in ((CLIENT, "hosts", hosts), (SERVER, "services", services)):
+        room = min(pools[role, 4].size - (role == CLIENT and bool(gateway)), pools[role, 6].size)
+        if wanted > room:  # the pools may be smaller than the default wants, not than what was asked for
+            if wanted != DEFAULTS[key]:
+                raise ConfigError(
+                    f"{where}: {key} is {wanted}, but {roles[role][1]} has addresses for {room} of one IP version; "
+                    f"write up to {room}, or a larger range"
+                )
+            hosts, services = (max(room, 1), services) if role == CLIENT else (hosts, room)
+    if not 1 <= services <= MOST:
+        raise ConfigError(f"{where}: services is {services}; write 1 to {MOST}")
+    if hosts < 0:
+        raise ConfigError(f"{where}: hosts is {hosts}; write 0 for all of the range, or how many clients there are")
+    if not 0 <= vlan <= 4094:
+        raise ConfigError(f"{where}: vlan is {vlan}; write a tag of 1 to 4094, or 0 for none")
+    names = ServiceNames(services, domain.encode(), listed, seed)
+    return AddressPlan(pools, prefix, seed, gateway, vlan, hosts, names)
+
+
+_DOMAIN = re.compile(r"(?!-)[a-z0-9-]{1,63}(?<!-)(\.(?!-)[a-z0-9-]{1,63}(?<!-))*")
+
+
+def _texts(value: object) -> Sequence[str]:
+    assert isinstance(value, list | tuple)
+    return value
+
+
+def _whole(value: object) -> int:
+    assert isinstance(value, int)
+    return value
+
+
+def _listed(where: str, names: Sequence[str]) -> list[bytes]:
+    """An operator's names, checked."""
+    for name in names:
+        if not _DOMAIN.fullmatch(name) or len(name) > 200:
+            raise ConfigError(f"{where}: names: {name!r} is no host name; write names such as www.example.net")
+    if len(set(names)) < len(names):
+        twice = next(name for i, name in enumerate(names) if name in names[:i])
+        raise ConfigError(f"{where}: names: {twice} stands there twice; a name has one service")
+    return [name.encode() for name in names]
+
+
+def _apart(where: str, plan: AddressPlan, other_where: str, other: AddressPlan) -> None:
+    """Two plans may share a range, but a host has one place and one role: ranges that overlap are the same ones."""
+    for (role, version), pool in plan.pools.items():
+        for (other_role, other_version), other_pool in other.pools.items():
+            if version != other_version or (role == other_role and pool.networks == other_pool.networks):
+                continue
+            for network in pool.networks:
+                for taken in other_pool.networks:
+                    if network.overlaps(taken):
+                        keys = ("clients", "servers")
+                        raise ConfigError(
+                            f"{where}: {keys[role]} {network} overlaps {keys[other_role]} {taken} of {other_where}; "
+                            "give each its own range, or both the same list"
+                        )
 
 
 def _network(where: str, key: str, text: str) -> Network:
@@ -147,114 +301,17 @@ def _mac_prefix(where: str, text: str) -> bytes:
     return prefix
 
 
-def group_mac(address: bytes) -> bytes:
-    """The Ethernet address of an IP multicast group (RFC 1112 section 6.4, RFC 2464 section 7)."""
-    if len(address) == 4:
-        return bytes((0x01, 0x00, 0x5E, address[1] & 0x7F, address[2], address[3]))
-    return b"\x33\x33" + address[-4:]
-
-
-@dataclass(slots=True)
-class FreshIdentities:
-    """The codec's IdentitySource for one synthetic session: every answer from the plan or from the session's own
-    stream.
-
-    plan: the pools; session: its number (picks client 0); stream: its identity stream. `reused` counts addresses dealt
-        twice.
-    """
-
-    plan: AddressPlan
-    session: int
-    stream: Stream
-    reused: int = 0
-    dealt: dict[tuple[int, int], int] = field(default_factory=dict)  # (role, version) -> hosts dealt so far
-    ports_dealt: int = 0
-    _port_first: int = -1
-    _port_stride: int = 1
-
-    def fresh(self) -> bool:
-        return True
-
-    def within(self, n: int) -> int:
-        """Uniform in [0, n): the place inside a log-spaced bin."""
-        return self.stream.below(n)
-
-    def residual(self) -> int:
-        """What a real field differs by from its prediction: nothing, here."""
-        return 0
-
-    def word(self, bits: int) -> int:
-        """ISN, origin of IP-id or timestamps, echo id, flow label."""
-        return self.stream.bits(bits)
-
-    def host(self, version: int, cast: int, role: int) -> tuple[bytes, bytes]:
-        """(packed address, MAC) of the next host. A version that is neither 4 nor 6 has a MAC only."""
-        if version not in (4, 6):
-            return b"", self._bare_mac(cast)
-        if cast != 0:
-            return self._group(version, cast)
-        address = self._unicast(self.plan.pools[role, version], role)
-        return address, self.plan.mac(address)
-
-    def _group(self, version: int, cast: int) -> tuple[bytes, bytes]:
-        """A multicast group or broadcast address that the session does not have yet: the well-known ones first."""
-        count = self.dealt.get((-cast, version), 0)
-        self.dealt[-cast, version] = count + 1
-        if cast == BROADCAST and version == 4:
-            network = self.plan.pools[CLIENT, 4].address(0)
-            return network[:2] + bytes((256 - count & 255, 255)) if count else b"\xff" * 4, b"\xff" * 6
-        known = GROUPS[version]
-        if count < len(known):
-            first = derive(self.stream.key, "groups") % len(known)
-            group = known[(first + count) % len(known)]
-        elif version == 4:
-            group = b"\xef\xff" + count.to_bytes(2, "big")  # 239.255/16, RFC 2365
-        else:
-            group = b"\xff\x15" + bytes(10) + count.to_bytes(4, "big")  # transient, site-local
-        return group, group_mac(group)
-
-    def _unicast(self, pool: Pool, role: int) -> bytes:
-        count = self.dealt.get((role, pool.version), 0)
-        self.dealt[role, pool.version] = count + 1
-        first = permute(self.session % pool.size, pool.size, derive(self.plan.seed, "clients", pool.version))
-        if role == CLIENT and count == 0:
-            self.reused += self.session >= pool.size
-            return pool.address(first)
-        self.reused += count >= pool.size
-        key = self.stream.key ^ mix(role * 8 + pool.version)
-        index = permute(count % pool.size, pool.size, key)
-        if role == CLIENT and index == first:  # client 0 again: take the place it left free
-            index = permute(0, pool.size, key)
-        return pool.address(index)
-
-    def _bare_mac(self, cast: int) -> bytes:
-        if cast == BROADCAST:
-            return b"\xff" * 6
-        if cast == MULTICAST:  # the bridge group address of IEEE 802.1D (STP); LLDP is one of its neighbours
-            return b"\x01\x80\xc2\x00\x00\x00"
-        room = 6 - len(self.plan.mac_prefix)
-        return self.plan.mac_prefix + self.stream.bits(8 * room).to_bytes(room, "big")
-
-    def port(self, port_class: int) -> int:
-        """A port of the class; ephemeral ones do not come twice until all 28,232 have been dealt."""
-        if port_class != EPHEMERAL:
-            first, count = PORTS[port_class]
-            return first + self.stream.below(count)
-        if self._port_first < 0:
-            self._port_first = self.stream.below(EPHEMERAL_COUNT)
-            # Linux counts up by two per destination from a hashed origin: seen from one host that is either steps of
-            # two or noise.
-
-            self._port_stride = 1 if self.stream.below(2) else 1 + 2 * self.stream.below(1764)
-        index = (self._port_first + self.ports_dealt * self._port_stride) % EPHEMERAL_COUNT
-        self.ports_dealt += 1
-        half = EPHEMERAL_COUNT // 2
-        return EPHEMERAL_FIRST + (2 * index if index < half else 2 * (index - half) + 1)
-
-    def link(self, default: bytes) -> bytes:
-        """The link header as rendered by default: the plan puts no VLAN tag in."""
-        return default
-
-    def blob(self, n: int) -> bytes:
-        """Opaque bytes that the codec does not model."""
-        return bytes(n)
+def _gateway(where: str, text: str, prefix: bytes) -> bytes:
+    """The router's MAC; empty for "none"."""
+    if text == "none":
+        return b""
+    if text == "auto":
+        return prefix + bytes(5 - len(prefix)) + b"\1"
+    try:
+        mac = bytes.fromhex(text.replace(":", "").replace("-", ""))
+    except ValueError:
+        mac = b""
+    if len(mac) != 6 or mac[0] & 1 or not any(mac):
+        right = 'write one such as 02:4e:00:00:00:01, "auto" or "none"'
+        raise ConfigError(f"{where}: gateway {text!r} is no unicast MAC; {right}")
+    return mac

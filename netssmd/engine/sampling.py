@@ -139,3 +139,16 @@ def permute(index: int, size: int, key: int) -> int:
         index = (left << half) | right
         if index < size:
             return index
+
+
+def unpermute(place: int, size: int, key: int) -> int:
+    """The index that `permute` sends to `place`."""
+    half = max(1, ((size - 1).bit_length() + 1) // 2)
+    low = (1 << half) - 1
+    while True:
+        left, right = place >> half, place & low
+        for round_key in (3, 2, 1, 0):
+            left, right = right ^ (mix(key + GAMMA * (round_key + 1) + mix(left)) & low), left
+        place = (left << half) | right
+        if place < size:
+            return place

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
-from netssmd.engine.plan import FreshIdentities
+from netssmd.engine.identities import FreshIdentities
 from netssmd.engine.sampling import Stream
 from netssmd.packet.compliance import Checker
 from netssmd.packet.payload import PayloadWriter

@@ -39,8 +39,9 @@ from netssmd.codec.context import Context, Flow, Host, Service, Side
 from netssmd.codec.decoder import Decoder, Recorded
 from netssmd.codec.kinds import KINDS
 from netssmd.codec.vocab import Stack, Vocabulary
+from netssmd.engine.identities import FreshIdentities
 from netssmd.engine.mix import Arrivals, RateCap
-from netssmd.engine.plan import AddressPlan, FreshIdentities
+from netssmd.engine.plan import AddressPlan
 from netssmd.engine.sampling import Stream
 from netssmd.engine.session import FiveTuple, Limits, Session, SessionInfo, Temperatures
 from netssmd.errors import SnapshotError
@@ -170,6 +171,7 @@ def named_things(vocabulary: Vocabulary, plan: AddressPlan) -> dict[str, object]
     return {
         "vocabulary": vocabulary,
         "plan": plan,
+        **{f"plan of {pattern}": own for pattern, own in plan.labels},
         "kinds": KINDS,
         "render": render,
         f"writer {filler.__name__}": filler,

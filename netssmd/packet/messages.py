@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from typing import Final
+from typing import Final, Protocol
 
 from netssmd.packet.wire import TCP, UDP
 
@@ -37,6 +37,19 @@ POOL: Final = _pool()
 LETTERS: Final = _letters(POOL)
 
 
+class Names(Protocol):
+    """What the hosts of a session are called; addresses are packed, names in questions are in DNS's wire form."""
+
+    def question(self, room: int, qtype: int) -> bytes:
+        """A name to ask for in `room` bytes, or in as many as leave 11 or at least 15 of them; empty if none fits."""
+
+    def answers(self, name: bytes, version: int, count: int) -> list[bytes]:
+        """`count` addresses of what a question named; the first is where the session goes on to."""
+
+    def server_name(self, address: bytes) -> bytes:
+        """The name of a host, as text."""
+
+
 class Speaker:
     """One side of a conversation.
 
@@ -50,14 +63,25 @@ class Speaker:
         next: sequence number after the last byte sent. end: where the next message begins.
         written: where in the stream which bytes stand; between them is filler. kept: how many these are.
         family: of the kind that was told, empty before.
+        names: of the session's hosts, if they have any. server: address of who is asked.
     """
 
     __slots__ = (
-        "asked", "client", "code", "count", "end", "family", "kept", "last", "next", "place", "plain", "tcp", "total",
-        "writer", "written",
+        "asked", "client", "code", "count", "end", "family", "kept", "last", "names", "next", "place", "plain",
+        "server", "tcp", "total", "writer", "written",
     )  # fmt: skip
 
-    def __init__(self, writer: Writer, code: int, tcp: bool, client: bool, place: int, asked: list[bytes]) -> None:
+    def __init__(
+        self,
+        writer: Writer,
+        code: int,
+        tcp: bool,
+        client: bool,
+        place: int,
+        asked: list[bytes],
+        names: Names | None = None,
+        server: bytes = b"",
+    ) -> None:
         self.writer: Writer = writer
         self.code: int = code
         self.tcp: bool = tcp
@@ -73,6 +97,8 @@ class Speaker:
         self.written: list[tuple[int, bytes]] = []
         self.kept: int = 0
         self.family: str = ""
+        self.names: Names | None = names
+        self.server: bytes = server
 
     def at(self, salt: int) -> int:
         """A place in the pool for this message."""
@@ -158,7 +184,7 @@ def _name(s: Speaker, n: int) -> bytes:
     head = b""
     left = n - 1
     if left >= 8:
-        tail = (b"\3com", b"\3net", b"\3org", b"\4home")[s.at(1) & 3]
+        tail = b"\4test"  # RFC 6761: nobody's
         left -= len(tail)
     if left >= 10:
         head = b"\3www" if s.at(2) & 1 else b"\3api"
@@ -177,11 +203,15 @@ def _opt(room: int) -> bytes:
 def _dns_question(s: Speaker, room: int, qtype: int) -> tuple[bytes, bytes]:
     """The question, and an additional record that fills the rest of a message of `room` bytes."""
     n = room - 16
-    extra = b""
     if n > _DNS_LONGEST:
         n = 24 + s.at(4) % 16
-        extra = _opt(room - 16 - n)
-    return _name(s, n) + _u16(qtype) + b"\0\1", extra
+    name = b""
+    if s.names is not None:
+        name = s.names.question(n, qtype)
+    if not name:
+        name = _name(s, n)
+    spare = room - 16 - len(name)
+    return name + _u16(qtype) + b"\0\1", _opt(spare) if spare else b""
 
 
 def dns_query(s: Speaker, room: int) -> bytes:
@@ -203,9 +233,11 @@ def _cname(s: Speaker, room: int) -> bytes:
     return b"\xc0\x0c\0\5\0\1\0\0\1\x2c" + _u16(room - 12) + _labels(s, room - 14, 7) + b"\xc0\x0c"
 
 
-def _record(s: Speaker, owner: int, qtype: int, i: int) -> bytes:
+def _record(s: Speaker, owner: int, qtype: int, i: int, addresses: list[bytes]) -> bytes:
     data = s.noise(16, 40 * i)
     head = _u16(0xC000 | owner) + _u16(qtype) + b"\0\1\0\0\1\x2c"
+    if i < len(addresses):
+        return head + _u16(len(addresses[i])) + addresses[i]
     if qtype == 28:
         return head + b"\0\x10\x20\x01\0\2" + data[4:]
     if qtype == 1:
@@ -213,21 +245,29 @@ def _record(s: Speaker, owner: int, qtype: int, i: int) -> bytes:
     return head + b"\0\4" + (b"\1" + data[:1] + b"\xc0\x0c" if qtype in (2, 5, 12) else b"\3" + s.letters(3, i))
 
 
-def _answers(s: Speaker, question_end: int, qtype: int, room: int, least: int, most: int) -> tuple[int, bytes]:
+def _addresses(s: Speaker, name: bytes, qtype: int, count: int) -> list[bytes]:
+    if s.names is None or (qtype != 1 and qtype != 28):
+        return []
+    return s.names.answers(name, 4 if qtype == 1 else 6, count)
+
+
+def _answers(s: Speaker, name: bytes, qtype: int, room: int, least: int, most: int) -> tuple[int, bytes]:
     """`least` to `most` records, as near to `room` bytes as can be; fewer if they do not fit. Return: how many."""
     size = 28 if qtype == 28 else 16
     room = min(room, _DNS_RECORDS_MAX)
     if room % size == 0 and least <= room // size <= most:
         count = room // size
-        return count, b"".join([_record(s, 12, qtype, i) for i in range(count)])
+        addresses = _addresses(s, name, qtype, count)
+        return count, b"".join([_record(s, 12, qtype, i, addresses) for i in range(count)])
     count = min(most, 1 + (room - 16) // size) if room >= 16 else 0
     if count <= 0:
         return 0, b""
     alias = room - (count - 1) * size
     if alias > 100:
         alias = 16 + s.at(6) % 32
-    owner = question_end + 12
-    return count, _cname(s, alias) + b"".join([_record(s, owner, qtype, i) for i in range(count - 1)])
+    owner = 12 + len(name) + 4 + 12
+    addresses = _addresses(s, name, qtype, count - 1)
+    return count, _cname(s, alias) + b"".join([_record(s, owner, qtype, i, addresses) for i in range(count - 1)])
 
 
 _DNS_CODES: Final = ((0, 0, 0), (0, 1, 1), (0, 2, 4), (0, 5, 99), (3, 0, 0), (2, 0, 0))
@@ -243,8 +283,9 @@ def dns_answer(s: Speaker, room: int) -> bytes:
         s.total = room + 2
     asked = s.answer()
     if not asked:
-        names = room - 12 - 4 - 16 * least
-        asked = s.noise(2) + _name(s, max(1, min(names, 24))) + b"\0\1\0\1"
+        n = max(1, min(room - 12 - 4 - 16 * least, 24))
+        name = s.names.question(n, 1) if s.names is not None else b""
+        asked = s.noise(2) + (name or _name(s, n)) + b"\0\1\0\1"
     ident = asked[:2]
     question = asked[2:]
     asks = b"\1"
@@ -257,7 +298,7 @@ def dns_answer(s: Speaker, room: int) -> bytes:
     count = 0
     records = b""
     if most:
-        count, records = _answers(s, 12 + len(question), qtype, left, least, most)
+        count, records = _answers(s, question[:-4], qtype, left, least, most)
         left -= len(records)
     authority = b"\0"
     if not most and question and left >= 38:
@@ -286,6 +327,7 @@ _TLS_EXTENSIONS: Final = bytes.fromhex(
     "0010 000e 000c 02 6832 08 687474702f312e31"  # ALPN: h2, http/1.1
     "002b 0005 04 0304 0303"  # versions: 1.3, 1.2
 )
+_TLS_POINTS: Final = bytes.fromhex("000b00020100")
 _TLS_DATA: Final = b"\x17\3\3"
 
 
@@ -293,40 +335,40 @@ def _extension(kind: int, value: bytes) -> bytes:
     return _u16(kind) + _u16(len(value)) + value
 
 
-def _hello_client(s: Speaker, room: int, version: bytes, cookie: bytes) -> bytes:
-    """Body of a ClientHello of `room` bytes (43 + cookie or more)."""
-    head = version + s.noise(32) + b"\0" + cookie + b"\0\2\x13\1\1\0"
-    left = room - len(head)
-    if left < 2 + 15:  # no room for a name
-        return head + _u16(left - 2) + _extension(21, bytes(left - 6)) if left >= 6 else head
-    full = room >= 200
-    extensions = b""
-    if full:
+def _hello_client(s: Speaker, room: int, version: bytes, cookie: bytes, name: bytes) -> bytes:
+    """Body of a ClientHello of `room` bytes (43 + cookie or more); `name` of the server is left out if it does not
+    fit."""
+    named = _extension(0, _u16(len(name) + 3) + b"\0" + _u16(len(name)) + name) if name else b""
+    if room >= 135 + len(cookie) + len(_SUITES) + len(named):
         head = version + s.noise(32) + b"\x20" + s.noise(32, 50) + cookie + _u16(len(_SUITES)) + _SUITES + b"\1\0"
-        extensions = _TLS_EXTENSIONS
-        left = room - len(head)
-        if left >= len(extensions) + 100:
+        extensions = named + _TLS_EXTENSIONS
+        spare = room - len(head) - 2 - len(extensions)
+        if spare >= 44:
             extensions += _extension(51, b"\0\x24\0\x1d\0\x20" + s.noise(32, 90))
-    spare = left - 2 - len(extensions) - 9
-    host = min(spare, 12 + s.at(8) % 12)
-    padding = spare - host
-    if padding < 4:
-        host += padding
-        padding = 0
-    name = server_name(s, host)
-    extensions = _extension(0, _u16(len(name) + 3) + b"\0" + _u16(len(name)) + name) + extensions
-    if padding:
-        extensions += _extension(21, bytes(padding - 4))
+            spare -= 42
+        if 0 < spare < 4:  # too little for padding: without the formats of points there is enough
+            extensions = extensions.replace(_TLS_POINTS, b"", 1)
+            spare += len(_TLS_POINTS)
+    else:
+        head = version + s.noise(32) + b"\0" + cookie + b"\0\2\x13\1\1\0"
+        spare = room - len(head) - 2
+        if spare < 0:
+            return head
+        extensions = named if len(named) <= spare else b""
+        spare -= len(extensions)
+        if 0 < spare < 4:  # a session id takes it
+            head = head[:34] + bytes((spare,)) + s.noise(spare, 50) + head[35:]
+            spare = 0
+    if spare:
+        extensions += _extension(21, bytes(spare - 4))
     return head + _u16(len(extensions)) + extensions
 
 
-def server_name(s: Speaker, n: int) -> bytes:
-    """A host's name of `n` characters (1 or more)."""
-    if n < 8:
-        return s.letters(n, 11)
-    if n < 12:
-        return s.letters(n - 4, 11) + b".com"
-    return b"www." + s.letters(n - 8, 11) + (b".com" if n & 1 else b".net")
+def server_name(s: Speaker) -> bytes:
+    """What the server of this conversation is called."""
+    if s.names is not None:
+        return s.names.server_name(s.server)
+    return b"www." + s.letters(8, 11) + b".test"
 
 
 def _handshake(kind: int, body: bytes) -> bytes:
@@ -341,7 +383,7 @@ def tls_client(s: Speaker, room: int) -> bytes:
         room = 9 + 41 + 2 + 15
     room = min(room, 16384)
     s.total = room
-    hello = _handshake(1, _hello_client(s, room - 9, b"\3\3", b""))
+    hello = _handshake(1, _hello_client(s, room - 9, b"\3\3", b"", server_name(s)))
     return b"\x16\3\1" + _u16(len(hello)) + hello
 
 
@@ -387,7 +429,7 @@ def dtls(s: Speaker, room: int) -> bytes:
     if s.count == 0 and room >= least:
         room_left = room - 25
         if s.client:
-            body = _hello_client(s, room_left, b"\xfe\xfd", b"\0")
+            body = _hello_client(s, room_left, b"\xfe\xfd", b"\0", b"")
         else:
             body = b"\xfe\xfd" + s.noise(32) + b"\0\xc0\x2b\0"
             if room_left >= len(body) + 6:
@@ -424,11 +466,6 @@ def _lines(s: Speaker, room: int, first: bytes, after: bytes, headers: tuple[byt
     return first + target + after + head + b"\r\n"
 
 
-def _host(s: Speaker) -> bytes:
-    at = s.place & 0xFFFF
-    return b"www." + LETTERS[at : at + 8] + b".com"
-
-
 def http_request(s: Speaker, room: int) -> bytes:
     """A request head that fills the segment; POST and PUT have a body, which may go on. Code: the method."""
     method = _METHODS[s.code]
@@ -441,15 +478,19 @@ def http_request(s: Speaker, room: int) -> bytes:
         else:
             body = max(0, room - 200)
             head = room - body
-    least = len(method) + 13
+    least = len(method) + 15
+    headers: tuple[bytes, ...] = ()
     if body >= 0:
-        least += 18 + len(str(body))
+        headers = (b"Content-Length: %d\r\n" % body,)
+        least += len(headers[0])
     head = max(head, least)
     s.total = head + max(0, body)
-    headers: tuple[bytes, ...] = (b"Host: " + _host(s) + b"\r\n", b"Accept: */*\r\n", _AGENT)
-    if body >= 0:
-        headers = (b"Content-Length: %d\r\n" % body,) + headers
-    return _lines(s, head, method + b" /", b" HTTP/1.1", headers, b"Cookie: id=")
+    host = b"Host: " + server_name(s) + b"\r\n"
+    version = b" HTTP/1.1"
+    if head < least + len(host):  # no room for the host's name, which 1.1 asks for
+        version = b" HTTP/1.0"
+    headers += (host, b"Accept: */*\r\n", _AGENT)
+    return _lines(s, head, method + b" /", version, headers, b"Cookie: id=")
 
 
 def http_response(s: Speaker, room: int) -> bytes:
@@ -591,8 +632,17 @@ def _ssh_kexinit(s: Speaker, room: int) -> bytes:
     return result
 
 
-def reply_220(s: Speaker, room: int) -> bytes:
-    """A server of FTP or SMTP: its greeting, then positive answers."""
+def ftp_server(s: Speaker, room: int) -> bytes:
+    """Its greeting, then positive answers."""
+    if s.count == 0 and room >= 20:
+        return _line(s, min(room, 80), b"220 (vsFTPd 3.0.3", b")\r\n")
+    return _many_lines(s, room, b"250-" if s.count else b"220-", b"250 " if s.count else b"220 ")
+
+
+def smtp_server(s: Speaker, room: int) -> bytes:
+    """Its greeting, then positive answers."""
+    if s.count == 0 and room >= 20:
+        return _line(s, min(room, 80), b"220 mail ESMTP ")
     return _many_lines(s, room, b"250-" if s.count else b"220-", b"250 " if s.count else b"220 ")
 
 
@@ -866,9 +916,10 @@ WRITERS: Final[dict[str, tuple[Writer, int, bool | None, str, int]]] = {
     "http-response": (http_response, 4, False, "http", TCP),
     "http2-preface": (http2, 0, None, "http2", TCP),
     "ssh-banner": (ssh, 0, None, "ssh", TCP),
-    "ftp-banner": (reply_220, 0, False, "ftp", TCP),
+    "ftp-banner": (ftp_server, 0, False, "ftp", TCP),
     "ftp-user": (ftp_user, 0, True, "ftp", TCP),
-    "smtp-hello": (smtp_hello, 0, True, "ftp", TCP),
+    "smtp-banner": (smtp_server, 0, False, "smtp", TCP),
+    "smtp-hello": (smtp_hello, 0, True, "smtp", TCP),
     "imap-greeting": (imap, 0, False, "imap", TCP),
     "pop-greeting": (pop, 0, False, "pop", TCP),
     "sip-request": (sip_request, 0, True, "sip", ANY),
@@ -896,6 +947,7 @@ FAMILIES: Final[dict[str, tuple[str, str]]] = {
     "http2": ("http2-preface", "http2-preface"),
     "ssh": ("ssh-banner", "ssh-banner"),
     "ftp": ("ftp-user", "ftp-banner"),
+    "smtp": ("smtp-hello", "smtp-banner"),
     "imap": ("imap-greeting", "imap-greeting"),
     "pop": ("pop-greeting", "pop-greeting"),
     "sip": ("sip-request", "sip-response"),

@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final, Protocol
 
-from netssmd.packet.messages import ANY, FAMILIES, LETTERS, POOL, WRITERS, Speaker, filler
+from netssmd.packet.messages import ANY, FAMILIES, LETTERS, POOL, WRITERS, Names, Speaker, filler
 from netssmd.packet.wire import ARP, ICMP, MORE_FRAGMENTS, NOT_IP, OPAQUE, PSH, SYN, TCP, UDP, Headers
 
 MAX_FLOWS: Final = 512
@@ -53,7 +53,7 @@ _PORTS: Final[dict[tuple[int, int], tuple[str, str, str]]] = {
     (UDP, 5060): ("sip-request", "sip-response", "sip"),
     (TCP, 21): ("ftp-user", "ftp-banner", ""),
     (TCP, 22): ("ssh-banner", "ssh-banner", "ssh"),
-    (TCP, 25): ("smtp-hello", "ftp-banner", ""),
+    (TCP, 25): ("smtp-hello", "smtp-banner", "smtp"),
     (TCP, 53): ("dns-query-a", "dns-answer-1", "dns"),
     (TCP, 80): ("http-get", "http-2xx", "http http2"),
     (TCP, 110): ("pop-greeting", "pop-greeting", ""),
@@ -62,7 +62,7 @@ _PORTS: Final[dict[tuple[int, int], tuple[str, str, str]]] = {
     (TCP, 427): ("text", "text", "text"),  # SLP's dissector bears letters, not records
     (TCP, 443): ("tls-client-hello", "tls-server-hello", ""),
     (TCP, 445): ("smb", "smb", "smb"),
-    (TCP, 587): ("smtp-hello", "ftp-banner", ""),
+    (TCP, 587): ("smtp-hello", "smtp-banner", "smtp"),
     (TCP, 853): ("tls-client-hello", "tls-server-hello", ""),
     (TCP, 873): ("rsync-banner", "rsync-banner", ""),
     (TCP, 993): ("tls-client-hello", "tls-server-hello", ""),
@@ -89,14 +89,16 @@ class PayloadWriter:
     Arguments:
         mode: a row of `MODES`. stream: draws once a flow.
         kinds: names of the kinds by number, as the session's vocabulary has them.
+        names: what the session's hosts are called; without it each message makes names up.
     """
 
-    __slots__ = ("_flows", "_kinds", "_last", "_last_flow", "_mode", "_stream")
+    __slots__ = ("_flows", "_kinds", "_last", "_last_flow", "_mode", "_names", "_stream")
 
-    def __init__(self, mode: str, stream: Random, kinds: Sequence[str]) -> None:
+    def __init__(self, mode: str, stream: Random, kinds: Sequence[str], names: Names | None = None) -> None:
         self._mode: int = MODES[mode]
         self._stream: Random = stream
         self._kinds: Sequence[str] = kinds
+        self._names: Names | None = names
         self._flows: dict[int, list[Speaker]] = {}
         self._last_flow: int = -1
         self._last: list[Speaker] = []
@@ -145,9 +147,11 @@ class PayloadWriter:
             asks = at == (headers.dport if direction == 0 else headers.sport)
         word = self._stream.u64()
         asked: list[bytes] = []
+        server = headers.dst if asks == (direction == 0) else headers.src
+        names = self._names
         speakers = [
-            Speaker(filler, 0, tcp, asks, word & 0xFFFF, asked),
-            Speaker(filler, 0, tcp, not asks, word >> 16 & 0xFFFF, asked),
+            Speaker(filler, 0, tcp, asks, word & 0xFFFF, asked, names, server),
+            Speaker(filler, 0, tcp, not asks, word >> 16 & 0xFFFF, asked, names, server),
         ]
         if self._mode == MESSAGES and row is not None:
             for speaker in speakers:
