@@ -44,7 +44,7 @@ def test_units_and_conditions() -> None:
         ("[traffic]\nlabels = ['web']", 't.toml: traffic.labels: found ["web"]; write a table of a number'),
         ("[traffic.labels]\nweb = 'x'", 't.toml: traffic.labels.web: found "x"; write a number'),
         ("[traffic.labels]\nweb = inf", "t.toml: traffic.labels.web: found inf; write 0 or more"),
-        ("[traffic]\nconcurrency = 100000000000000000000", "traffic.concurrency: found 1e+20; write 1 to 100000"),
+        ("[traffic]\nconcurrency = 100000000000000000000", "traffic.concurrency: found 1e+20; write 0 to 100000"),
         ("[traffic]\ntemperature = 1e9", "t.toml: traffic.temperature: found 1e+09; write 0 to 100"),
         ("[traffic.temperatures]\niat = -1", "t.toml: traffic.temperatures.iat: found -1; write 0 to 100"),
         ("[traffic]\nrtt_ms = '10ms'", 'found "10ms"; write a number, or a list in brackets of a number, or "unknown"'),
@@ -58,7 +58,7 @@ def test_units_and_conditions() -> None:
         ("[output]\nslice_size = 64", "t.toml: output.slice_size: 64 carries no unit"),
         ("[output]\nslice_size = '10 parsecs'", "t.toml: output.slice_size: '10 parsecs' is not a size"),
         ("[traffic]\narrivals = '30'", "write it like 30/min"),
-        ("[traffic]\nconcurrency = 0", "t.toml: traffic.concurrency: found 0; write 1 to 100000"),
+        ("[traffic]\nconcurrency = -1", "t.toml: traffic.concurrency: found -1; write 0 to 100000"),
         ("[traffic]\nrtt_ms = [9, 5]", "a range [low, high]"),
         ("[traffic.labels]\nweb = 0", "only weights of 0"),
         ("[engine]\nbackend = 'gpu'", 'engine.backend: found "gpu"; write one of "auto", "cpu", "torch", "cuda"'),
@@ -80,7 +80,7 @@ threads = -1
 backend = "gpu"
 lookahead = "1ms"
 [traffic]
-concurrency = 0
+concurrency = -1
 session_duration = 5
 labels = { web = "x", dns = -1, ssh = 1 }
 rtt_ms = [9, 5]
@@ -97,7 +97,7 @@ ledger = true
         "t.toml: engine.lookahead: found 1ms; write 200ms or more",
         't.toml: traffic.session_duration: 5 carries no unit; write it as text, such as "60s"',
         't.toml: traffic.labels.web: found "x"; write a number',
-        "t.toml: traffic.concurrency: found 0; write 1 to 100000",
+        "t.toml: traffic.concurrency: found -1; write 0 to 100000",
         "t.toml: traffic.rtt_ms: found (9.0, 5.0); write a number, or a range [low, high] with 0 <= low <= high",
         "t.toml: output.port: unknown key; did you mean metrics.port?",
     ]

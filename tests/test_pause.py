@@ -101,6 +101,7 @@ def run(service: Service, scenario) -> Report:  # type: ignore[no-untyped-def]
     async def both() -> Report:
         running = asyncio.create_task(service.run())
         while not hasattr(service, "output") or not service.output.counters.total_packets:
+            assert not running.done(), await running
             await asyncio.sleep(0.01)
         try:
             await scenario()

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from netssmd.errors import ConfigError, UsageError
+from netssmd.errors import UsageError
 from netssmd.units import parse_duration_ns
 
 if TYPE_CHECKING:
@@ -41,8 +41,11 @@ def command(
     """Run the daemon in the foreground: live sessions into rotating captures."""
     from netssmd.daemon.config import Config, load
 
-    config = load(path) if path else Config()
-    config = _override(config, seed, output, model, topspeed)
+
+    def read() -> Config:
+        return _override(load(path) if path else Config(), seed, output, model, topspeed)
+
+    config = read()
     duration_ns = parse_seconds(duration)
     opened = _open(config, path)
     if check_config:
@@ -50,10 +53,19 @@ def command(
         return
     level = config.log.level.upper()
     logging.basicConfig(stream=sys.stderr, level=level, format="%(asctime)s %(levelname)s %(message)s")
+    from netssmd.daemon.retarget import require_fit
     from netssmd.daemon.service import serve
 
     status = _StatusLine()
-    report = serve(config, opened, duration_ns, on_ready=lambda s: _introduce(s, duration_ns), on_status=status.show)
+
+    def reread() -> Config:
+        changed = read()
+        require_fit(changed, opened, str(path or "defaults"))
+        return changed
+
+    report = serve(
+        config, opened, duration_ns, on_ready=lambda s: _introduce(s, duration_ns), on_status=status.show, load=reread
+    )
     status.clear()
     for line in report.lines():
         _say(line)
@@ -98,18 +110,12 @@ def _override(config: "Config", seed: int | None, output: Path | None, model: st
 
 def _open(config: "Config", path: Path | None) -> "OpenModel":
     """The model, with everything in the configuration that only the model can judge."""
-    from netssmd.daemon.addresses import plan_of
+    from netssmd.daemon.retarget import require_fit
     from netssmd.engine.opening import open_model
 
-    engine, traffic = config.engine, config.traffic
-    where = str(path) if path else "defaults"
-    plan_of(config.addresses, where=f"{where}: addresses")
+    engine = config.engine
     opened = open_model(engine.model, engine.backend, engine.top_k, engine.top_p, engine.weights)
-    try:
-        opened.check_labels(traffic.labels)
-        opened.temperatures(traffic.temperature, traffic.temperatures)
-    except UsageError as error:
-        raise ConfigError(f"{where}: traffic: {error}") from None
+    require_fit(config, opened, str(path) if path else "defaults")
     return opened
 
 

@@ -60,6 +60,7 @@ class Engine(_Section, frozen=True):
     weights: Literal["auto", "fp32", "bf16", "int8"] = "auto"
     threads: int = 0
     group: int = 16
+    slots: int = 0
     pace: Literal["live", "topspeed"] = "live"
     lookahead: Duration = Duration(2_000_000_000)
     queue_packets: int = 65_536
@@ -69,6 +70,7 @@ class Engine(_Section, frozen=True):
     def __post_init__(self) -> None:
         _between("threads", self.threads, 0, 1024)
         _between("group", self.group, 1, MOST_SESSIONS)
+        _between("slots", self.slots, 0, 2 * MOST_SESSIONS)
         _at_least("queue_packets", self.queue_packets, 64)
         _between("top_k", self.top_k, 0, 65_536)
         if not 0 < self.top_p <= 1:
@@ -98,7 +100,7 @@ class Traffic(_Section, frozen=True):
 
     def __post_init__(self) -> None:
         _at_least("seed", self.seed, 0)
-        _between("concurrency", self.concurrency, 1, MOST_SESSIONS)
+        _between("concurrency", self.concurrency, 0, MOST_SESSIONS)
         for name in ("sessions", "session_packets", "packets_per_second"):
             _at_least(name, getattr(self, name), 0)
         for key, value in self.labels.items():

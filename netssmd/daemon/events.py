@@ -26,7 +26,7 @@ EVENTS: dict[str, str] = {
     "paused": "reason, reasons (all that hold)",
     "resumed": "reason, reasons (those that are left)",
     "fault": "fault, text",
-    "reloaded": "changed (keys)",
+    "reloaded": "changed (keys), restart (keys that only a restart changes)",
     "stopping": "",
 }
 

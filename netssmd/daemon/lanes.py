@@ -29,9 +29,9 @@ import heapq
 import queue
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from netssmd.daemon.histogram import Histogram
@@ -39,7 +39,7 @@ from netssmd.daemon.watchdog import Pulse
 from netssmd.engine.mix import Arrivals, TrafficMix
 from netssmd.engine.release import Release
 from netssmd.engine.scheduler import FOR_EVER, Scheduler
-from netssmd.engine.session import STOPPED, OutPacket, Session, SessionInfo
+from netssmd.engine.session import STOPPED, Limits, OutPacket, Session, SessionInfo
 from netssmd.output.ledger import SessionMeta
 from netssmd.output.sink import Outgoing, Sink
 from netssmd.packet.compliance import FINDINGS
@@ -55,6 +55,7 @@ FLUSH_NS = 5 * MILLISECOND
 IDLE_SECONDS = 0.005
 PAUSE_SECONDS = 0.02  # between two looks whether a pause is over
 INBOX_BATCHES = 64
+ASKED = 1 << 40  # numbers of sessions that a command asked for begin here: those of the mix stay what they are
 
 
 class Clock(Protocol):
@@ -161,8 +162,17 @@ class _Batch:
     ended: list[Session]
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A session that a command asked for; `start_ns` 0 in `info`: when a lane takes it."""
+
+    info: SessionInfo
+    limits: Limits
+
+
 class Board:
-    """What the lanes share: floors, live counts, arrivals, the inbox, pauses. The lock guards arrivals and pauses."""
+    """What the lanes share: floors, live counts, arrivals, the inbox, pauses. The lock guards what decides on new
+    sessions, and pauses."""
 
     def __init__(
         self,
@@ -186,6 +196,10 @@ class Board:
         self.floors = [start_ns] * threads
         self.live = [0] * threads
         self.numbers = 0
+        self.asked: deque[Asked] = deque()  # not started yet
+        self.asked_live = 0  # of the live ones
+        self.asked_numbers = ASKED
+        self.asked_limits: dict[int, Limits] = {}  # of those started, until their session is made
         self.held = 0
         self.inbox: queue.Queue[_Batch | None] = queue.Queue(INBOX_BATCHES)
         self.stop = threading.Event()  # finish what is begun
@@ -224,14 +238,20 @@ class Board:
     @property
     def done(self) -> bool:
         """All sessions that there shall be have run, or time is up."""
-        return (self.arrivals.exhausted and not any(self.live)) or self.floor_ns >= self.end_ns
+        return (self.arrivals.exhausted and not any(self.live) and not self.asked) or self.floor_ns >= self.end_ns
 
     def admit(self, lane: int, now_ns: int, start_ns: int) -> SessionInfo | None:
         """The next session, if one is due and this lane is the one to take it (the one with fewest sessions)."""
         with self.lock:
             if self.live[lane] > min(self.live) or start_ns >= self.end_ns:
                 return None
-            if not self.arrivals.take(now_ns, sum(self.live)):
+            if self.asked:
+                asked = self.asked.popleft()
+                self.live[lane] += 1
+                self.asked_live += 1
+                self.asked_limits[asked.info.number] = asked.limits
+                return replace(asked.info, start_ns=start_ns)
+            if not self.arrivals.take(now_ns, sum(self.live) - self.asked_live):
                 return None
             number = self.numbers
             self.numbers += 1
@@ -336,7 +356,7 @@ class EngineLane:
             info = board.admit(self.index, at_ns, start_ns)
             if info is None:
                 return
-            if self._places_ns:
+            if self._places_ns and info.number < ASKED:
                 heapq.heappop(self._places_ns)
             session = self.open_session(info)
             self.scheduler.add(session)
@@ -349,7 +369,7 @@ class EngineLane:
         if board.clock:
             self.counters.ahead_ns = clock_ns - now_ns if clock_ns < FOR_EVER else 0
             return min(max(clock_ns, now_ns), now_ns + LEAD_NS)
-        next_ns = board.arrivals.next_ns(sum(board.live))
+        next_ns = board.arrivals.next_ns(sum(board.live) - board.asked_live)
         if next_ns is not None and next_ns > self._reached_ns:  # one that is due already starts where the floor is then
             clock_ns = min(clock_ns, next_ns)
         if clock_ns == FOR_EVER:  # nothing here: as far as the others are
@@ -368,7 +388,7 @@ class EngineLane:
         counters.ended[label, session.reason] += 1
         counters.active[label] -= 1
         self._lost_ns = (self._lost_ns[0] + session.deficit_ns, self._lost_ns[1] + session.throttled_ns)
-        if self.board.clock is None and not self.board.arrivals.mean_gap_ns:
+        if self.board.clock is None and not self.board.arrivals.mean_gap_ns and session.info.number < ASKED:
             heapq.heappush(self._places_ns, session.clock_ns)
             if len(self._places_ns) > self.board.arrivals.concurrency:  # another lane took the place
                 heapq.heappop(self._places_ns)
@@ -395,6 +415,7 @@ class EngineLane:
         if ended:
             with self.board.lock:
                 self.board.live[self.index] -= len(ended)
+                self.board.asked_live -= sum(session.info.number >= ASKED for session in ended)
 
     def _put(self, batch: _Batch) -> None:
         """Wait for room; the output lane always empties its inbox, unless it is dead."""

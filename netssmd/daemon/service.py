@@ -1,9 +1,10 @@
 """The daemon: a configuration and a model in, lanes, signals and metrics around them, a report out.
 
 The asyncio loop (uvloop where installed) is the control thread. It starts the engine lanes and the output lane (see
-lanes.py), serves metrics, answers signals and tells systemd; it never touches a packet. HUP begins a new file, USR1
-logs the counters, TERM and INT finish cleanly: what was due is written, files are closed and renamed; a second INT does
-not wait. A lane that dies takes the daemon down. Pauses have reasons, and last while there is any (see lanes.py).
+lanes.py), serves metrics, answers signals and tells systemd; it never touches a packet. HUP reads the configuration
+again (see retarget.py) and begins a new file, USR1 logs the counters, TERM and INT finish cleanly: what was due is
+written, files are closed and renamed; a second INT does not wait. A lane that dies takes the daemon down. Pauses have
+reasons, and last while there is any (see lanes.py).
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from netssmd import __version__
+from netssmd.daemon import retarget
 from netssmd.daemon.addresses import plan_of
 from netssmd.daemon.config import Config
 from netssmd.daemon.events import Events
@@ -32,7 +34,7 @@ from netssmd.daemon.lanes import Board, EngineCounters, EngineLane, OutputLane, 
 from netssmd.daemon.notify import notify, reloading, status_seconds, watchdog_seconds
 from netssmd.daemon.status import Rates, Status, line, status_of
 from netssmd.daemon.watchdog import Pulse, stuck
-from netssmd.engine.mix import Arrivals, RateCap, TrafficMix
+from netssmd.engine.mix import Arrivals, RateCap
 from netssmd.engine.plan import CLIENT, SERVER, AddressPlan
 from netssmd.engine.scheduler import FOR_EVER, Backend, Scheduler
 from netssmd.engine.session import Limits, Session, SessionInfo, Temperatures
@@ -112,19 +114,20 @@ def backend_name(backend: Backend) -> str:
 class Service:
     """One run of the daemon. `run` may be called once."""
 
-    def __init__(self, config: Config, model: Model) -> None:
+    def __init__(self, config: Config, model: Model, load: Callable[[], Config] | None = None) -> None:
+        """`load`: reads the configuration again, checked, at HUP."""
         traffic, engine = config.traffic, config.engine
         self.config: Config = config
         self.model = model
+        self.load = load
         self.backend_name: str = engine.backend
         self.seed = traffic.seed or secrets.randbits(32) + 1
-        labels = dict(traffic.labels) or dict.fromkeys(model.labels, 1.0)
-        self.mix = TrafficMix(labels, traffic.conditions(), self.seed)
-        self.threads = min(thread_count(engine.threads), traffic.concurrency)
+        self.mix = retarget.mix_of(config, model.labels, self.seed)
+        self.slots = retarget.slots_of(config)
+        self.threads = min(thread_count(engine.threads), traffic.concurrency or self.slots)
         self.plan = plan_of(config.addresses, self.seed)
         self.limits = Limits(traffic.session_packets, traffic.session_duration)
         self.temperatures = model.temperatures(traffic.temperature, traffic.temperatures)
-        self.slots = traffic.concurrency
         self.cap_packets_per_second = traffic.packets_per_second
         self.events: Events = Events()
         self.rates = Rates()
@@ -146,7 +149,7 @@ class Service:
 
     def _build(self, duration_ns: int) -> None:
         config = self.config
-        share = -(-config.traffic.concurrency // self.threads) + 1  # slots of each engine thread
+        share = -(-self.slots // self.threads) + 1  # slots of each engine thread
         backend = self.model.backend(share * self.threads)
         self.backend_name = backend_name(backend)
         sinks = self._open_sinks()
@@ -202,7 +205,8 @@ class Service:
         self.events.emit("session-started", session=self.session_id(info), label=info.label, conditions=info.conditions)
         output = self.config.output
         snaplen = 0 if self.tap else output.snaplen  # a wire takes whole frames; the ring cuts for itself
-        session = self.model.session(info, self.plan, self.limits, self.temperatures, snaplen, payload=output.payload)
+        limits = self.board.asked_limits.pop(info.number, self.limits)
+        session = self.model.session(info, self.plan, limits, self.temperatures, snaplen, payload=output.payload)
         if self.config.compliance.check:
             session.checker = Checker(max_flows=MAX_FLOWS)
         return session
@@ -219,7 +223,7 @@ class Service:
 
     def session_id(self, info: SessionInfo) -> str:
         """A session's name in ledgers, events and commands; unique in a run."""
-        return f"{self.seed}-{info.number}"
+        return retarget.session_name(self.seed, info.number)
 
     def _describe(self, info: SessionInfo) -> SessionMeta:
         attack = is_attack(info.label, self.config.traffic.attacks)
@@ -426,12 +430,31 @@ class Service:
 
     def _hang_up(self) -> None:
         with reloading():
+            self.reload()
             self.rotate()
 
     def rotate(self) -> None:
         """Begin a new file."""
         self.output.rotate()
         log.info("rotating")
+
+    def reload(self) -> None:
+        """Read the configuration again and apply what can change at run time. One that is not valid changes
+        nothing."""
+        if self.load is None:
+            return
+        try:
+            config = self.load()
+        except NetssmdError as error:
+            for text in str(error).splitlines():
+                log.error("reload: nothing changed: %s", text)
+            self.events.emit("fault", fault="configuration", text=str(error))
+            return
+        applied, waiting = retarget.retarget(self, config)
+        log.info("reload: %s", f"changed {', '.join(applied)}" if applied else "nothing to change")
+        if waiting:
+            log.warning("reload: only a restart changes %s", ", ".join(waiting))
+        self.events.emit("reloaded", changed=applied, restart=waiting)
 
     def _log_counters(self) -> None:
         log.info(line(self.status()))
@@ -532,9 +555,10 @@ def serve(
     duration_ns: int = 0,
     on_ready: Callable[[Service], None] | None = None,
     on_status: Callable[[Service], None] | None = None,
+    load: Callable[[], Config] | None = None,
 ) -> Report:
     """Run a service on an event loop of its own; the hooks are called with it, on the control thread."""
-    service = Service(config, model)
+    service = Service(config, model, load)
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         return runner.run(service.run(duration_ns, on_ready, on_status))
 

@@ -79,7 +79,8 @@ class Arrivals:
     """
 
     __slots__ = (
-        "_at_ns", "_full", "_ramp_gap_ns", "_stream", "concurrency", "deferred", "mean_gap_ns", "started", "total",
+        "_at_ns", "_full", "_ramp_gap_ns", "_ramp_ns", "_ramp_until", "_stream", "concurrency", "deferred",
+        "mean_gap_ns", "started", "total",
     )  # fmt: skip
 
     def __init__(
@@ -92,7 +93,25 @@ class Arrivals:
         self.deferred = 0
         self._stream = Stream(derive(seed, "arrivals"))
         self._at_ns = start_ns
-        self._ramp_gap_ns = ramp_ns // concurrency if mean_gap_ns == 0 else 0
+        self._ramp_ns = ramp_ns
+        self._ramp_gap_ns = ramp_ns // concurrency if mean_gap_ns == 0 and concurrency else 0
+        self._ramp_until = concurrency  # sessions started when the ramp is over
+        self._full = False
+
+    def retarget(self, concurrency: int, mean_gap_ns: int, total: int, now_ns: int) -> None:
+        """From here on other numbers. Places that are new are filled over the ramp's time; a new process begins now."""
+        added = concurrency - self.concurrency
+        if mean_gap_ns == 0 and added > 0:
+            self._ramp_until = self.started + added
+            self._ramp_gap_ns = self._ramp_ns // added
+            self._at_ns = now_ns
+        elif mean_gap_ns != self.mean_gap_ns:
+            self._at_ns = now_ns
+            if mean_gap_ns:
+                self._at_ns += round(self._stream.exponential(mean_gap_ns))
+        self.concurrency = concurrency
+        self.mean_gap_ns = mean_gap_ns
+        self.total = total
         self._full = False
 
     @property
@@ -120,7 +139,7 @@ class Arrivals:
         if self.mean_gap_ns:
             # An arrival that was held back by the cap, or by a clock that stood still, does not bring a burst after it.
             self._at_ns = max(self._at_ns, now_ns - SECOND) + round(self._stream.exponential(self.mean_gap_ns))
-        elif self.started < self.concurrency:
+        elif self.started < self._ramp_until:
             self._at_ns += self._ramp_gap_ns
         return True
 

@@ -27,6 +27,7 @@ Render = Callable[[Headers], tuple[bytes, int]]
 
 # Why a session is over: by itself, at a limit, by the daemon's stop, for a state that is no longer finite.
 RUNNING, ENDED, PACKETS, DURATION, STOPPED, BROKEN = "running", "end", "packets", "duration", "stopped", "broken"
+ORDERED = "ordered"  # by a command
 
 
 class Decoded(Protocol):
