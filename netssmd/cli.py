@@ -31,7 +31,7 @@ COMMANDS = {
     "prepare": "Turn folders of captures into a training set.",
     "train": "Train a model on a prepared training set.",
     "evaluate": "Judge generated captures beside real ones.",
-    "model": "Show and list models.",
+    "model": "Show, list and import models.",
     "tap": "Make, remove and list the TAP devices that packets leave on.",
     "bench": "Measure packets and tokens a second on this machine.",
     "doctor": "Check this installation and say what is missing.",

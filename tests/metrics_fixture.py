@@ -59,6 +59,7 @@ def fixed_service(folder: Path) -> Service:
         for step_ns, sessions in ((2_500_000, 16), (70_000_000, 3)):
             counters.step_times.observe(step_ns)
             counters.batches.observe(sessions)
+        counters.malformed["cut"] = 1 + index
         counters.flows["fin_both"], counters.flow_findings["handshake"] = 5, 4 + index
         counters.deficit_ns, counters.throttled_ns, counters.reused = 1_500_000_000, 2_000_000, index
     output = service.output.counters

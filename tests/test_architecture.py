@@ -26,7 +26,7 @@ FREE_FOR_ALL = {"errors", "units", "tomlfile", "freshness", "_build"}
 TOP = {"cli", "__main__"}
 
 TORCH = {"torch", "mamba_ssm", "causal_conv1d", "triton", "tokenizers"}
-TORCH_ALLOWED = re.compile(r"model/(mamba2|mixer_cpu|torch_backend|cuda_backend)\.py|learn/.*")
+TORCH_ALLOWED = re.compile(r"model/(mamba2|mixer_cpu|torch_backend|cuda_backend|importer)\.py|learn/.*")
 IMPURE = {"time", "asyncio", "socket", "pathlib", "random", "os", "threading", "subprocess", "tempfile", "datetime"}
 PURE = re.compile(r"(packet|codec)/.*")
 HEAVY = {"torch", "scapy", "sklearn", "matplotlib", "numpy", "scipy", "asyncio", "prometheus_client", "rich"}

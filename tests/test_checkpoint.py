@@ -168,8 +168,8 @@ DEFECTS = {
         "n_layer is 9, but the 'model' section says 2",
     ),
     "another codec": (
-        lambda f: edit_json(f / "config.json", lambda d: d["codec"].update(name="bytes")),
-        r"config\.json: made for codec 'bytes'; this version knows 'context'",
+        lambda f: edit_json(f / "config.json", lambda d: d["codec"].update(name="words")),
+        r"config\.json: made for codec 'words'; this version knows 'context' and 'bytes'",
     ),
     "another format": (
         lambda f: edit_json(f / "config.json", lambda d: d["codec"].update(format=99)),

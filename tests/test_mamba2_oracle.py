@@ -46,6 +46,9 @@ class Anything(types.ModuleType):
     def __getitem__(self, key):
         return self
 
+    def __le__(self, other):
+        return True
+
 
 def fetch(folder: Path) -> Path:
     """The unpacked source archive; downloaded if it is not there."""

@@ -258,6 +258,28 @@ def _log_edges(lo: float, hi: float, per_octave: int) -> tuple[float, ...]:
 CONDITIONS: Final = (("rtt_ms", 1.0, 1024.0, 2), ("rate_mbit", 0.5, 16384.0, 1), ("loss_pct", 0.02, 20.48, 1))
 
 
+def conditions_from(row: int) -> tuple[Condition, ...]:
+    """All conditions, their embedding rows one after another from `row` on."""
+    conditions: list[Condition] = []
+    for name, first, last, per_octave in CONDITIONS:
+        condition = Condition(name, _log_edges(first, last, per_octave), row)
+        conditions.append(condition)
+        row = condition.unknown_row + 1
+    return tuple(conditions)
+
+
+def condition_rows(conditions: tuple[Condition, ...], values: dict[str, float] | None) -> list[int]:
+    """The row of each condition's bin, the unknown one where `values` lacks it."""
+    rows: list[int] = []
+    for condition in conditions:
+        value = None if values is None else values.get(condition.name)
+        if value is None:
+            rows.append(condition.unknown_row)
+        else:
+            rows.append(condition.row + bisect_right(condition.edges, value))
+    return rows
+
+
 @dataclass(frozen=True)
 class Stack:
     """What a TCP stack puts into its SYN (role 0) or SYN-ACK: options with zeroed timestamps, window, IP header."""
@@ -340,18 +362,14 @@ class Vocabulary:
         self.end: int = fields[WHO].lo + WHO_END
         self.label_base: int = lo
         lo += len(labels) + 1
-        conditions: list[Condition] = []
-        for name, first, last, per_octave in CONDITIONS:
-            condition = Condition(name, _log_edges(first, last, per_octave), lo)
-            conditions.append(condition)
-            lo = condition.unknown_row + 1
-        self.conditions: tuple[Condition, ...] = tuple(conditions)
+        self.conditions: tuple[Condition, ...] = conditions_from(lo)
+        lo = self.conditions[-1].unknown_row + 1
         self.feature_base: list[int] = []
         for _, count in FEATURES:
             self.feature_base.append(lo)
             lo += count
         self.rows: int = lo
-        self.width: int = 2 + len(conditions) + FEATURE_COUNT
+        self.width: int = 2 + len(self.conditions) + FEATURE_COUNT
 
     def label_row(self, label: str | None) -> int:
         """Embedding row of a label; None is the unknown label. Raises KeyError for one that is not known."""
@@ -364,14 +382,7 @@ class Vocabulary:
 
     def condition_rows(self, values: dict[str, float] | None) -> list[int]:
         """Embedding rows of a session's conditions, the unknown row where `values` lacks one."""
-        rows: list[int] = []
-        for condition in self.conditions:
-            value = None if values is None else values.get(condition.name)
-            if value is None:
-                rows.append(condition.unknown_row)
-            else:
-                rows.append(condition.row + bisect_right(condition.edges, value))
-        return rows
+        return condition_rows(self.conditions, values)
 
     def feature_rows(self, field: int, stage: list[int]) -> list[int]:
         """Embedding rows of all features for a token of `field`, given the rows of its stage (flow state first)."""

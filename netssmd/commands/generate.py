@@ -15,6 +15,7 @@ import secrets
 import shutil
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
+from netssmd.commands.byte_options import Asked, with_byte_options
 from netssmd.errors import OutputError, UsageError
 
 if TYPE_CHECKING:
@@ -47,6 +49,7 @@ class Outcome:
     flows: int
     duration_ns: int
     capped: bool
+    malformed: dict[str, int]  # packets that were none, by reason; byte codec only
 
 
 class Finite(click.FloatRange):
@@ -73,7 +76,7 @@ class Finite(click.FloatRange):
 @click.option("--prompt-packets", type=click.IntRange(1), default=100, show_default=True, help="Its first packets.")
 @click.option("--prompt-hosts", type=click.Choice(["keep", "remap"]), default="remap", show_default=True,
               help="Whether its hosts stay who they are.")  # fmt: skip
-@click.option("-t", "--temperature", type=Finite(0, 100), default=1.0, show_default=True)
+@click.option("-t", "--temperature", type=Finite(0, 100), help="Of sampling. Default: 1, or the preset's.")
 @click.option(
     "--start", metavar="TIME", default="2026-01-01T00:00:00", show_default=True, help="Of the first session, UTC."
 )
@@ -86,20 +89,21 @@ class Finite(click.FloatRange):
 @click.option("--model", default="embedded", help="Checkpoint folder. Default: the embedded model.")
 @click.option("--backend", type=click.Choice(["auto", "cpu", "torch", "cuda"]), default="auto", show_default=True)
 @click.option("--threads", type=click.IntRange(1), help="Engine threads. Default: one a core.")
+@with_byte_options
 @click.option("-o", "--output", required=True, metavar="FILE.pcap|DIR/", help="One capture, or a folder of captures.")
 def command(
     labels: tuple[str, ...], sessions: int, packets: int | None, max_packets: int, seed: int | None, rtt: float | None,
     rate: float | None, loss: float | None, prompt: Path | None, prompt_packets: int, prompt_hosts: str,
-    temperature: float, start: str, spacing: str, snaplen: int | None, payload: str, model: str, backend: str,
-    threads: int | None, output: str,
+    temperature: float | None, start: str, spacing: str, snaplen: int | None, payload: str, model: str, backend: str,
+    threads: int | None, output: str, **byte: Any,
 ) -> None:  # fmt: skip
     """Generate sessions once, into a capture file or a folder."""
     from netssmd.engine.mix import CONDITIONS
-    from netssmd.engine.opening import open_model
     from netssmd.units import parse_duration_ns
 
     target = Target.of(output)
-    opened = open_model(model, backend)  # type: ignore[arg-type]
+    asked = Asked(**byte)
+    opened = asked.open(model, backend)
     names = opened.labels if "all" in labels else tuple(dict.fromkeys(labels))
     opened.check_labels(names)
     given = {"rtt_ms": rtt, "rate_mbit": rate, "loss_pct": loss}
@@ -110,12 +114,13 @@ def command(
         secrets.randbits(32) if seed is None else seed,
         {name: CONDITIONS[name][:2] if value is None else (value, value) for name, value in given.items()},
         packets or max_packets,
-        temperature,
+        asked.tokens or 0,
+        asked.temperature(temperature),
         snaplen or 0,
         payload,
         _start_ns(start),
         parse_duration_ns(spacing),
-        read_prompt(opened, prompt, prompt_packets) if prompt else None,
+        read_prompt(opened, prompt, prompt_packets) if prompt else asked.text_prompt(opened, names),
         prompt_hosts == "keep",
     )
     count = min(threads or len(os.sched_getaffinity(0)), job.sessions)
@@ -159,6 +164,7 @@ class Job:
     seed: int
     conditions: dict[str, tuple[float, float]]
     packets: int  # where a session is cut
+    tokens: int  # likewise; 0 = nowhere
     temperature: float
     snaplen: int
     payload: str
@@ -189,7 +195,7 @@ class Job:
         from netssmd.engine.session import Limits
 
         plan = address_plan(seed=self.seed)
-        limits, temperatures = Limits(self.packets), self.model.temperatures(self.temperature, {})
+        limits, temperatures = Limits(self.packets, tokens=self.tokens), self.model.temperatures(self.temperature, {})
         return lambda i: self.model.session(
             self.info(i), plan, limits, temperatures, self.snaplen, self.prompt, self.keep_hosts, self.payload
         )
@@ -388,7 +394,9 @@ class Spool:
         self._file.close()
         duration_ns = session.clock_ns - self._first_ns if session.packets else 0
         capped = session.reason != ENDED
-        self._outcomes[self._i] = Outcome(session.info, session.packets, session.flows, duration_ns, capped)
+        self._outcomes[self._i] = Outcome(
+            session.info, session.packets, session.flows, duration_ns, capped, session.malformed()
+        )  # fmt: skip
 
 
 def generate(job: Job, work: Path, threads: int) -> list[Outcome]:
@@ -433,3 +441,10 @@ def _tell(job: Job, outcomes: Sequence[Outcome], output: str, own_end: bool) -> 
             f"{capped} sessions did not end by themselves and were cut at {job.packets} packets (--max-packets)",
             err=True,
         )
+    malformed: Counter[str] = Counter()
+    for outcome in outcomes:
+        malformed.update(outcome.malformed)
+    if malformed:
+        from netssmd.codec.bytes import malformed_text
+
+        click.echo(f"malformed, left out: {malformed_text(malformed)}", err=True)

@@ -111,10 +111,13 @@ def _override(config: "Config", seed: int | None, output: Path | None, model: st
 def _open(config: "Config", path: Path | None) -> "OpenModel":
     """The model, with everything in the configuration that only the model can judge."""
     from netssmd.daemon.retarget import require_fit
+    from netssmd.engine.byte_options import ByteOptions, gaps_of_capture
     from netssmd.engine.opening import open_model
 
-    engine = config.engine
-    opened = open_model(engine.model, engine.backend, engine.top_k, engine.top_p, engine.weights)
+    engine, special = config.engine, config.bytes
+    gaps_ns = gaps_of_capture(Path(special.timing)) if special.timing else ()
+    options = ByteOptions(gaps_ns, special.repetition_penalty, special.repetition_window)
+    opened = open_model(engine.model, engine.backend, engine.top_k, engine.top_p, engine.weights, options)
     require_fit(config, opened, str(path) if path else "defaults")
     return opened
 

@@ -128,6 +128,21 @@ class Traffic(_Section, frozen=True):
         return ranges
 
 
+class Bytes(_Section, frozen=True):
+    """What only models of the byte codec take."""
+
+    timing: str = ""
+    repetition_penalty: float = 1.0
+    repetition_window: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0.01 <= self.repetition_penalty <= 100:
+            raise ValueError(
+                f"repetition_penalty is {self.repetition_penalty}; write a number from 0.01 to 100; 1 is no penalty"
+            )
+        _at_least("repetition_window", self.repetition_window, 0)
+
+
 class LabelAddresses(_Section, frozen=True):
     """What is different for the labels of a pattern; None: as for all others."""
 
@@ -237,6 +252,7 @@ class Config(_Section, frozen=True):
 
     engine: Engine = Engine()
     traffic: Traffic = Traffic()
+    bytes: Bytes = Bytes()
     addresses: Addresses = Addresses()
     output: Output = Output()
     compliance: Compliance = Compliance()

@@ -129,6 +129,7 @@ class EngineCounters:
     reused: int = 0  # addresses dealt twice
     flows: Counter[str] = field(default_factory=Counter)  # TCP flows concluded, by ending
     flow_findings: Counter[str] = field(default_factory=Counter)  # those of them that have a finding
+    malformed: Counter[str] = field(default_factory=Counter)  # packets of ended sessions that were none, by reason
 
 
 @dataclass(slots=True)
@@ -398,6 +399,7 @@ class EngineLane:
             counters.flows.update(totals.endings)
             for finding, count in zip(FINDINGS, totals.in_flows):
                 counters.flow_findings[finding.name] += count
+        counters.malformed.update(session.malformed())
         self._ended.append(session)
         if self.on_end:
             self.on_end(session)

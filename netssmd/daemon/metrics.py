@@ -59,7 +59,9 @@ class Row:
 
 LABELS: dict[str, str] = {
     "label": "traffic labels of the model",
-    "reason": "`end` by itself, cut at `packets` or `duration`, `stopped` with the daemon, `broken` state",
+    "reason": "`end` by itself, cut at `packets`, `tokens` or `duration`, `stopped` with the daemon, `broken` "
+    "state, `silent`: wrote no packet",
+    "defect": "what kept bytes from being a packet: a row of REASONS in codec/bytes.py",
     "sink": "`file`, `tap`",
     "kind": f"{', '.join(f'`{kind}`' for kind in EVENTS)}",
     "finding": "rows of [compliance.md](compliance.md)",
@@ -97,6 +99,9 @@ METRICS: dict[str, tuple[Row, ...]] = {
     ),
     "Model": (
         Row("netssmd_tokens", "counter", (), "Tokens drawn or forced.", lambda s: s.sum("tokens")),
+        Row("netssmd_malformed_packets", "counter", ("defect",),
+            "Packets of ended sessions that a byte model wrote and that were none, so were not sent.",
+            lambda s: s.malformed()),
         Row("netssmd_step_seconds", "histogram", (), "Time of a step, codec and rendering included.",
             lambda s: s.total("step_times"), per=SECOND),
         Row("netssmd_batch_sessions", "histogram", (), "Sessions that a step advanced.", lambda s: s.total("batches")),

@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from netssmd import __version__
+from netssmd.codec.bytes import malformed_text
 from netssmd.daemon import retarget
 from netssmd.daemon.addresses import plan_of
 from netssmd.daemon.config import Config
@@ -88,15 +89,19 @@ class Report:
     dropped: int
     sessions: int
     taps: Mapping[str, Mapping[str, int]] = field(default_factory=dict)  # frames dropped, by device and reason
+    malformed: dict[str, int] = field(default_factory=dict)
 
     def lines(self) -> list[str]:
         """The closing lines, in tcpreplay's style (Mbps = 10^6 bits a second)."""
         seconds = max(self.seconds, 1e-9)
         rate = self.bytes / seconds
-        return [
+        lines = [
             f"Actual: {self.packets} packets ({self.bytes} bytes) sent in {self.seconds:.2f} seconds",
             f"Rated: {rate:.1f} Bps, {rate * 8 / 1e6:.2f} Mbps, {self.packets / seconds:.2f} pps",
         ]
+        if self.malformed:
+            lines.append(f"Malformed: {malformed_text(self.malformed)}")
+        return lines
 
 
 def thread_count(wanted: int) -> int:
@@ -501,6 +506,10 @@ class Service:
         """TCP flows concluded that have a finding, by its name."""
         return self._merged(lambda c: c.flow_findings)
 
+    def malformed(self) -> dict[str, int]:
+        """Packets of ended sessions that were none, by reason."""
+        return self._merged(lambda c: c.malformed)
+
     def files_written(self) -> int:
         """Captures completed."""
         return self.ring.files if self.ring else 0
@@ -546,6 +555,7 @@ class Service:
             counters.total_packets, counters.total_bytes, self.uptime_seconds, self.files_written(),
             self.packets_dropped(), sum(self.started().values()),
             self.by_tap(lambda port: {reason: count for reason, count in port.dropped.items() if count}),
+            self.malformed(),
         )  # fmt: skip
 
 

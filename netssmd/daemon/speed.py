@@ -74,8 +74,13 @@ class TimedBackend:
     def prefill(self, slot: int, rows: Ints) -> None:
         self._timed(self._backend.prefill, slot, rows)
 
-    def step(self, slots: Ints, rows: Ints, ranges: Ints, uniforms: Floats, temperatures: Floats) -> Ints:
-        tokens: Ints = self._timed(self._backend.step, slots, rows, ranges, uniforms, temperatures)
+    def step(
+        self, slots: Ints, rows: Ints, ranges: Ints, uniforms: Floats, temperatures: Floats,
+        factors: Floats | None = None, factors_at: Ints | None = None,
+    ) -> Ints:  # fmt: skip
+        tokens: Ints = self._timed(
+            self._backend.step, slots, rows, ranges, uniforms, temperatures, factors, factors_at
+        )
         return tokens
 
 

@@ -12,13 +12,18 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from netssmd.codec.byte_vocab import ByteVocabulary
+from netssmd.codec.bytes import ByteDecoder, ByteEncoder, from_text
 from netssmd.codec.context import IdentitySource
 from netssmd.codec.decoder import Decoder, Recorded
 from netssmd.codec.encoder import Encoder
 from netssmd.codec.kinds import KINDS
+from netssmd.codec.timing import FittedGaps, Gaps, RecordedGaps, SampledGaps
 from netssmd.codec.vocab import Vocabulary
+from netssmd.engine.byte_options import NO_OPTIONS, ByteOptions
 from netssmd.engine.identities import FreshIdentities
 from netssmd.engine.plan import AddressPlan
+from netssmd.engine.repetition import Repetition
 from netssmd.engine.sampling import Stream, derive
 from netssmd.engine.scheduler import Backend
 from netssmd.engine.session import NO_LIMITS, Limits, Session, SessionInfo, Temperatures
@@ -35,12 +40,14 @@ MTU = 1500  # bytes of a fresh packet from its IP header on
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """The beginning of a real capture, encoded: `tokens` without END, and what is needed to keep its hosts."""
+    """The beginning of a real capture, encoded: `tokens` without END, and what is needed to keep its hosts, or (byte
+    codec, which has no token for them) its gaps."""
 
     tokens: Sequence[int]
     identities: Sequence[object]
     start_ns: int
     packets: int
+    gaps_ns: Sequence[int] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +57,11 @@ class OpenModel:
     folder: Path
     name: str
     hash: str  # of weights and config
-    vocabulary: Vocabulary
+    vocabulary: Vocabulary | ByteVocabulary
     kind: Kind
     sampling: Sampling
     weights: Weights = "auto"
+    options: ByteOptions = NO_OPTIONS
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -98,6 +106,10 @@ class OpenModel:
         new identities."""
         vocabulary = self.vocabulary
         fresh = FreshIdentities(plan.for_label(info.label), info.number, Stream(derive(info.seed, "identities")))
+        if isinstance(vocabulary, ByteVocabulary):
+            return self._byte_session(
+                vocabulary, info, fresh, limits, temperatures, snaplen, prompt, keep_hosts, payload
+            )
         source: IdentitySource = fresh
         if prompt is not None and keep_hosts:
             source = Recorded(list(prompt.identities), fresh)
@@ -116,8 +128,67 @@ class OpenModel:
             PayloadWriter(payload, Stream(derive(info.seed, "payload")), KINDS, fresh),
         )
 
+    def _byte_session(
+        self,
+        vocabulary: ByteVocabulary,
+        info: SessionInfo,
+        fresh: FreshIdentities,
+        limits: Limits,
+        temperatures: Temperatures | None,
+        snaplen: int,
+        prompt: Prompt | None,
+        keep_hosts: bool,
+        payload: str,
+    ) -> Session:
+        """A session of the byte codec: addresses of the plan in place of the generated ones, unless they are kept."""
+        options = self.options
+        stream = Stream(derive(info.seed, "timing"))
+        gaps: Gaps = FittedGaps(vocabulary.timing, info.label, stream)
+        if options.gaps_ns:
+            gaps = SampledGaps(options.gaps_ns, stream)
+        if prompt is not None and prompt.gaps_ns:
+            gaps = RecordedGaps(prompt.gaps_ns, gaps)
+        raw = options.raw
+        decoder = ByteDecoder(
+            vocabulary, gaps, None if keep_hosts or raw else fresh, 0 if raw else MTU, payload == "zero", raw, MAX_FLOWS
+        )
+        penalized = options.penalty != 1.0
+        return Session(
+            info,
+            decoder,
+            Stream(derive(info.seed, "tokens")),
+            vocabulary.told_rows(info.label, info.conditions),
+            vocabulary.begin(info.label),
+            decoder.as_generated if raw else partial(render, snaplen=snaplen) if snaplen else render,
+            limits,
+            temperatures,
+            prompt.tokens if prompt else (),
+            fresh,
+            None if raw else PayloadWriter(payload, Stream(derive(info.seed, "payload")), KINDS, fresh),
+            Repetition(vocabulary.size, options.penalty, options.window) if penalized else None,
+        )
+
+    def text_prompt(self, text: str, partial: bool, label: str) -> Prompt:
+        """A prompt in the paper's string form (section 4.3). partial: its last packet may lack bytes. Raises
+        UsageError."""
+        if not isinstance(self.vocabulary, ByteVocabulary):
+            raise UsageError(f"{self.name}: a model of the context codec; the string form is the byte codec's")
+        try:
+            told, tokens = from_text(self.vocabulary, text, partial)
+        except ValueError as error:
+            raise UsageError(str(error)) from None
+        if told is not None and told != label:
+            raise UsageError(f"its label is {told}, but {label} was asked for")
+        return Prompt(tokens, (), 0, tokens.count(self.vocabulary.pkt))
+
     def encode_prompt(self, packets: Iterable[Packet]) -> Prompt:
         """Tokens of a capture's first packets (`packets` holds no more than wanted)."""
+        if isinstance(self.vocabulary, ByteVocabulary):
+            byte_encoder = ByteEncoder(self.vocabulary)
+            for packet in packets:
+                byte_encoder.packet(packet.ts_ns, packet.data, packet.orig_len)
+            tokens = [*byte_encoder.tokens, self.vocabulary.pkt] if byte_encoder.packets else []
+            return Prompt(tokens, (), byte_encoder.start_ns, byte_encoder.packets, byte_encoder.gaps_ns)
         encoder = Encoder(self.vocabulary, max_flows=MAX_FLOWS)
         for packet in packets:
             encoder.packet(packet.ts_ns, packet.data, packet.orig_len)
@@ -126,19 +197,32 @@ class OpenModel:
 
 
 def open_model(
-    name: str = "embedded", kind: Kind = "auto", top_k: int = 0, top_p: float = 1.0, weights: Weights = "auto"
+    name: str = "embedded",
+    kind: Kind = "auto",
+    top_k: int = 0,
+    top_p: float = 1.0,
+    weights: Weights = "auto",
+    options: ByteOptions = NO_OPTIONS,
 ) -> OpenModel:
-    """Read a checkpoint's configuration. `name`: "embedded" or a folder. Raises CheckpointError."""
+    """Read a checkpoint's configuration. `name`: "embedded" or a folder. `options`: refused for a model of another
+    codec. Raises CheckpointError, UsageError."""
     folder = Path(embedded_model_path()) if name == "embedded" else Path(name)
     if not folder.is_dir():
         what = "this installation has no embedded model" if name == "embedded" else "no such folder"
         raise CheckpointError(f"{folder}: {what}; give the folder of a model made by `netssmd train`")
     _, codec = load_config_and_codec(folder)
+    vocabulary: Vocabulary | ByteVocabulary
     try:
-        vocabulary = Vocabulary.from_json(codec)
+        vocabulary = ByteVocabulary.from_json(codec) if codec["name"] == "bytes" else Vocabulary.from_json(codec)
     except ValueError as error:
         raise CheckpointError(f"{folder / 'config.json'}: codec: {error}") from None
-    return OpenModel(folder, name, model_hash(folder), vocabulary, kind, Sampling(top_k=top_k, top_p=top_p), weights)
+    if options != NO_OPTIONS and not isinstance(vocabulary, ByteVocabulary):
+        raise UsageError(
+            f"{name}: a model of the context codec, which has its own timing; timing captures, repetition penalties "
+            "and raw bytes are for models of the byte codec"
+        )
+    sampling = Sampling(top_k=top_k, top_p=top_p)
+    return OpenModel(folder, name, model_hash(folder), vocabulary, kind, sampling, weights, options)
 
 
 def nearest(name: str, known: Sequence[str], what: str) -> str:

@@ -41,7 +41,10 @@ class Backend(Protocol):
     def slots(self) -> int: ...
     def reset(self, slot: int) -> None: ...
     def prefill(self, slot: int, rows: Ints) -> None: ...
-    def step(self, slots: Ints, rows: Ints, ranges: Ints, uniforms: Floats, temperatures: Floats) -> Ints: ...
+    def step(
+        self, slots: Ints, rows: Ints, ranges: Ints, uniforms: Floats, temperatures: Floats,
+        factors: Floats | None = None, factors_at: Ints | None = None,
+    ) -> Ints: ...  # fmt: skip
     def save_state(self, slot: int) -> bytes: ...
     def load_state(self, slot: int, state: bytes) -> None: ...
 
@@ -205,9 +208,15 @@ class Scheduler:
         ranges: list[int] = []
         uniforms: list[float] = []
         temperatures: list[float] = []
+        factors: list[float] = []
+        factors_at: list[int] = []
         for seat in seats:
             slots.append(seat.slot)
             seat.session.ask(rows, ranges, uniforms, temperatures)
+            own = seat.session.factors()
+            factors_at.append(-1 if own is None else len(factors))
+            if own is not None:
+                factors += own
         tokens = self._draw(
             seats,
             _ints(slots),
@@ -215,6 +224,7 @@ class Scheduler:
             _ints(ranges).reshape(-1, 2),
             _floats(uniforms),
             _floats(temperatures),
+            (_floats(factors), _ints(factors_at)) if factors else None,
         )
         if len(tokens) < len(seats):
             seats = [seat for seat in seats if not seat.session.ended]
@@ -231,11 +241,15 @@ class Scheduler:
                 packets.append(packet)
 
     def _draw(
-        self, seats: list[_Seat], slots: Ints, rows: Ints, ranges: Ints, uniforms: Floats, temperatures: Floats
-    ) -> list[int]:
+        self, seats: list[_Seat], slots: Ints, rows: Ints, ranges: Ints, uniforms: Floats, temperatures: Floats,
+        factors: tuple[Floats, Ints] | None,
+    ) -> list[int]:  # fmt: skip
         """One token for each seat. A session whose state is no longer finite is cut, its token left out."""
         try:
-            tokens: list[int] = self.backend.step(slots, rows, ranges, uniforms, temperatures).tolist()
+            if factors is None:
+                tokens: list[int] = self.backend.step(slots, rows, ranges, uniforms, temperatures).tolist()
+            else:
+                tokens = self.backend.step(slots, rows, ranges, uniforms, temperatures, *factors).tolist()
             return tokens
         except NonFiniteState as error:
             broken = set(error.slots)

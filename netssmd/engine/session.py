@@ -17,7 +17,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
+from netssmd.codec.bytes import ByteDecoder
 from netssmd.engine.identities import FreshIdentities
+from netssmd.engine.repetition import Repetition
 from netssmd.engine.sampling import Stream
 from netssmd.packet.compliance import Checker
 from netssmd.packet.payload import PayloadWriter
@@ -25,9 +27,11 @@ from netssmd.packet.wire import ARP, NOT_IP, OPAQUE, Headers
 
 Render = Callable[[Headers], tuple[bytes, int]]
 
-# Why a session is over: by itself, at a limit, by the daemon's stop, for a state that is no longer finite.
+# Why a session is over: by itself, at a limit, by the daemon's stop, for a state that is no longer finite, because none
+# of what it says is a packet.
 RUNNING, ENDED, PACKETS, DURATION, STOPPED, BROKEN = "running", "end", "packets", "duration", "stopped", "broken"
 ORDERED = "ordered"  # by a command
+TOKENS, SILENT = "tokens", "silent"
 
 
 class Decoded(Protocol):
@@ -90,6 +94,7 @@ class Limits:
 
     packets: int = 0
     duration_ns: int = 0
+    tokens: int = 0
 
 
 NO_LIMITS = Limits()
@@ -148,14 +153,15 @@ class Session:
         prompt: tokens to force first, without a final END.
         identities: where the fresh hosts come from, kept for its counts.
         payload: fills the payloads; without it they are zeros.
+        repetition: makes what was said lately less likely; begins with the token `begin`.
 
     `checker`, where one is set before the first packet, judges each packet as it is about to be rendered.
     """
 
     __slots__ = (
         "_before", "_prompt_at", "begin", "checker", "clock_ns", "decoder", "deficit_ns", "fixed_rows", "flows",
-        "identities", "info", "limits", "packets", "payload", "prompt", "reason", "render", "stream", "temperatures",
-        "throttled_ns", "tokens",
+        "identities", "info", "limits", "packets", "payload", "prompt", "reason", "render", "repetition", "stream",
+        "temperatures", "throttled_ns", "tokens",
     )  # fmt: skip
 
     def __init__(
@@ -171,6 +177,7 @@ class Session:
         prompt: Sequence[int] = (),
         identities: FreshIdentities | None = None,
         payload: PayloadWriter | None = None,
+        repetition: Repetition | None = None,
     ) -> None:
         self.info = info
         self.decoder = decoder
@@ -185,6 +192,9 @@ class Session:
         self.identities = identities
         self.payload = payload
         self.checker: Checker | None = None
+        self.repetition = repetition
+        if repetition is not None:
+            repetition.add(begin)
         self._before = begin
         self.clock_ns = info.start_ns  # time of the last packet: no later one comes before it
         self.deficit_ns = 0  # how far the clock was moved because generation could not keep up
@@ -221,6 +231,17 @@ class Session:
         uniforms.append(self.stream.uniform())
         temperatures.append(self.temperatures.of(lo))
 
+    def factors(self) -> list[float] | None:
+        """What changes the logits of the next draw, one factor for each token of [lo, hi) (sampling.adjusted); None for
+        nothing."""
+        if self.repetition is None:
+            return None
+        return self.repetition.factors[self.decoder.lo : self.decoder.hi]
+
+    def malformed(self) -> dict[str, int]:
+        """How many packets the model wrote that are none, by reason; only the byte codec lets it."""
+        return self.decoder.malformed if isinstance(self.decoder, ByteDecoder) else {}
+
     def force(self, count: int, not_before_ns: int = 0, cap_ns: int = 0) -> tuple[list[list[int]], list[OutPacket]]:
         """Feed up to `count` prompt tokens. Returns the input rows for the backend's prefill and the packets that came
         of them."""
@@ -243,10 +264,15 @@ class Session:
         """
         self.tokens += 1
         self._before = token
+        if self.repetition is not None:
+            self.repetition.add(token)
         decoded = self.decoder.feed(token)
         packet = None if decoded is None else self._send(decoded, not_before_ns, cap_ns)
-        if self.decoder.ended and self.reason == RUNNING:
-            self.reason = ENDED
+        if self.reason == RUNNING:
+            if self.decoder.ended:
+                self.reason = SILENT if isinstance(self.decoder, ByteDecoder) and self.decoder.silent else ENDED
+            elif self.tokens == self.limits.tokens:
+                self.reason = TOKENS
         return packet
 
     def _send(self, decoded: Decoded, not_before_ns: int, cap_ns: int) -> OutPacket | None:

@@ -35,6 +35,7 @@ CARD: Final = "README.md"
 FILES: Final = (WEIGHTS, CONFIG, TOKENIZER, CARD)
 
 END_NAME: Final = "<|endoftext|>"
+UNK_NAME: Final = "<|unk|>"
 MAX_HEADER: Final = 100_000_000  # bytes, the format's own limit
 
 Array = npt.NDArray[np.float32]
@@ -127,17 +128,19 @@ def _config_dict(config: ModelConfig, codec: Mapping[str, Any]) -> dict[str, Any
 def _tokenizer_dict(names: list[str]) -> dict[str, Any]:
     """A `tokenizers` file that maps token names parted by white space to ids and back."""
     special = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-    end = names.index(END_NAME)
+    unk = UNK_NAME if UNK_NAME in names else END_NAME
     return {
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": [{"id": end, "content": END_NAME, **special}],
+        "added_tokens": [
+            {"id": i, "content": name, **special} for i, name in enumerate(names) if name.startswith("<|")
+        ],
         "normalizer": None,
         "pre_tokenizer": {"type": "WhitespaceSplit"},
         "post_processor": None,
         "decoder": None,
-        "model": {"type": "WordLevel", "vocab": {name: i for i, name in enumerate(names)}, "unk_token": END_NAME},
+        "model": {"type": "WordLevel", "vocab": {name: i for i, name in enumerate(names)}, "unk_token": unk},
     }
 
 
@@ -321,12 +324,16 @@ def _check_tensors(path: Path, config: ModelConfig, arrays: Mapping[str, Array])
 
 def _token_names(codec: Mapping[str, Any], path: Path) -> list[str]:
     """The names of the codec's tokens by id. Raises CheckpointError for a codec that is not known here."""
-    if codec.get("name") != "context":
-        raise CheckpointError(f"{path}: made for codec {codec.get('name')!r}; this version knows 'context'")
-    from netssmd.codec.vocab import Vocabulary
-
     try:
-        return Vocabulary.from_json(dict(codec)).token_names()
+        if codec.get("name") == "bytes":
+            from netssmd.codec.byte_vocab import ByteVocabulary
+
+            return ByteVocabulary.from_json(dict(codec)).token_names()
+        if codec.get("name") == "context":
+            from netssmd.codec.vocab import Vocabulary
+
+            return Vocabulary.from_json(dict(codec)).token_names()
+        raise CheckpointError(f"{path}: made for codec {codec.get('name')!r}; this version knows 'context' and 'bytes'")
     except ValueError as error:
         raise CheckpointError(f"{path}: codec: {error}") from None
 
