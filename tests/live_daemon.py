@@ -55,7 +55,7 @@ class LiveDaemon:
             [sys.executable, __file__, str(self.file)], stderr=subprocess.PIPE, text=True, env=environment
         )
         threading.Thread(target=self._read, daemon=True).start()
-        wait_for(lambda: self.said("ready") or self.process.poll() is not None)
+        wait_for(lambda: "ready\n" in self.lines or self.process.poll() is not None)
         assert self.process.poll() is None, self.log
 
     def write(self, text: str = "", replaced: dict[str, str] | None = None) -> None:

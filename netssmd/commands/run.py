@@ -143,6 +143,7 @@ def _introduce(service: "Service", duration_ns: int) -> None:
         else "files:    off",
         *_taps(service),
         f"metrics:  {service.metrics.url}" if service.metrics else "metrics:  off",
+        f"control:  {service.socket.path if service.socket else 'off'}",
         f"pace:     {config.engine.pace}, {f'for {duration_ns / SECOND:g} s' if duration_ns else 'until Ctrl-C'}",
     ]
     for line in lines:

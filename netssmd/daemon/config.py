@@ -240,6 +240,13 @@ class Metrics(_Section, frozen=True):
             raise ValueError(f"port is {self.port}; write a port up to 65535, or 0 for no metrics")
 
 
+class Control(_Section, frozen=True):
+    """The unix socket of `netssmd ctl`."""
+
+    socket: str = ""
+    group: str = ""
+
+
 class Log(_Section, frozen=True):
     """What the daemon says about itself."""
 
@@ -258,6 +265,7 @@ class Config(_Section, frozen=True):
     compliance: Compliance = Compliance()
     tap: Tap = Tap()
     metrics: Metrics = Metrics()
+    control: Control = Control()
     log: Log = Log()
 
     def __post_init__(self) -> None:

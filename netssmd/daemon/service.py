@@ -29,6 +29,7 @@ from netssmd.codec.bytes import malformed_text
 from netssmd.daemon import retarget
 from netssmd.daemon.addresses import plan_of
 from netssmd.daemon.config import Config
+from netssmd.daemon.control_socket import ControlSocket
 from netssmd.daemon.events import Events
 from netssmd.daemon.histogram import Histogram
 from netssmd.daemon.lanes import Board, EngineCounters, EngineLane, OutputLane, WallClock, start_thread
@@ -142,6 +143,7 @@ class Service:
         self.ring: PcapRing | None = None
         self.tap: TapSink | None = None
         self.metrics: MetricsServer | None = None
+        self.socket: ControlSocket | None = None
         self._loop: asyncio.AbstractEventLoop
         self._over: asyncio.Event
         self._death: BaseException | None = None
@@ -251,12 +253,16 @@ class Service:
             self._build(duration_ns)
             sys.setswitchinterval(SWITCH_SECONDS)
             self._serve_metrics()
+            self.socket = ControlSocket(self, self.config.control.socket, self.config.control.group)
+            await self.socket.start()
             self._catch_signals()
             self._begun = time.monotonic()
             await self._supervise(self._start(), on_ready, on_status)
         finally:
             if self.metrics:
                 self.metrics.close()
+            if self.socket:
+                await self.socket.close()
             for sink in (self.ring, self.tap):  # closed by their lane, unless that was never started
                 if sink:
                     sink.close()
@@ -284,12 +290,12 @@ class Service:
                     group.create_task(self._every(1.0, self._sample_rates)),
                 ]
                 await self._over.wait()
-                self.events.close()
                 for helper in helpers:
                     helper.cancel()
             notify("STOPPING=1")
         finally:
             await asyncio.to_thread(self._join, threads)
+            self.events.close()
 
     def _serve_metrics(self) -> None:
         if self.config.metrics.port:
@@ -430,6 +436,7 @@ class Service:
 
     def stop(self) -> None:
         """Finish cleanly."""
+        self.events.emit("stopping")
         self.board.stop.set()
         self._over.set()
 

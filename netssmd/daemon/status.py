@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from netssmd import __version__
+from netssmd.daemon.retarget import room
 
 if TYPE_CHECKING:
     from netssmd.daemon.service import Service
@@ -37,10 +38,11 @@ class Label:
 
 @dataclass(frozen=True, slots=True)
 class Sessions:
-    """`slots`: most that may live at once; `ended` by reason."""
+    """`slots`: most that may live at once; `room`: how many of them `start` may take now; `ended` by reason."""
 
     active: int
     slots: int
+    room: int
     concurrency: int
     started: int
     ended: dict[str, int]
@@ -208,7 +210,8 @@ def status_of(service: Service) -> Status:
         uptime_seconds=service.uptime_seconds,
         paused_seconds=board.paused_ns / 1e9 + max(pauses.values(), default=0.0),
         sessions=Sessions(
-            sum(active.values()), service.slots, board.arrivals.concurrency, sum(started.values()), dict(reasons)
+            sum(active.values()), service.slots, room(service), board.arrivals.concurrency, sum(started.values()),
+            dict(reasons),
         ),
         labels=labels,
         traffic=Traffic(
