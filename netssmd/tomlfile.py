@@ -22,13 +22,18 @@ Hook = Callable[[type, Any], Any]
 # A type's name for people, who write TOML and not Python.
 NAMES: dict[Any, str] = {int: "a whole number", float: "a number", bool: "true or false", str: "text in quotes",
                          tuple: "a list in brackets", dict: "a table"}  # fmt: skip
+MAX_BYTES = 1 << 18  # of a file
 BOUNDS = {"ge": "from {}", "gt": "above {}", "le": "up to {}", "lt": "below {}"}
 
 
 def load(path: Path, kind: type[T], hook: Hook | None = None) -> T:
     """Read and check a file. hook: makes the values of types that msgspec does not know."""
     try:
-        text = path.read_bytes().decode()
+        with open(path, "rb") as file:
+            content = file.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
+            raise ConfigError(f"{path}: larger than {MAX_BYTES} bytes; a configuration is a few kilobytes of TOML")
+        text = content.decode()
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:

@@ -29,6 +29,7 @@ DURATION_UNITS: Final = {
     "min": 60 * 10**9, "m": 60 * 10**9, "h": 3600 * 10**9, "d": 86400 * 10**9,
 }  # fmt: skip
 
+_MOST_CHARACTERS: Final = 64
 _QUANTITY: Final = re.compile(r"\s*([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*([a-zµ/]*)\s*", re.IGNORECASE)
 
 
@@ -49,9 +50,9 @@ def parse_duration_ns(text: str) -> int:
 
 def _parse(text: str, units: dict[str, int], what: str, examples: str) -> int:
     """The number times its unit, rounded to an integer without passing through a float."""
-    match = _QUANTITY.fullmatch(text)
+    match = _QUANTITY.fullmatch(text) if len(text) <= _MOST_CHARACTERS else None
     scale = units.get(match[2].lower()) if match else None
     if match is None or scale is None:
-        raise UsageError(f"{text!r} is not {what}: write it like {examples}")
+        raise UsageError(f"{text[:_MOST_CHARACTERS]!r} is not {what}: write it like {examples}")
     number = match[1].removesuffix(".") if not match[1].startswith(".") else "0" + match[1]
     return round(Fraction(number) * scale)

@@ -236,6 +236,54 @@ DEFECTS = {
         lambda f: edit_header(f, lambda h: h[NAME].pop("data_offsets")),
         rf"tensor {NAME}: the header does not give dtype, shape and data_offsets",
     ),
+    "a key that nobody knows": (
+        lambda f: edit_json(f / "config.json", lambda d: d.update(tie_embedings=True)),
+        r"config\.json: unknown key 'tie_embedings'; did you mean tie_embeddings\?",
+    ),
+    "a key of the codec that nobody knows": (
+        lambda f: edit_json(f / "config.json", lambda d: d["codec"].update(run="os.system")),
+        r"config\.json: codec: unknown key 'run'; known are name",
+    ),
+    "labels that are no list": (
+        lambda f: edit_json(f / "config.json", lambda d: d["codec"].update(labels="web")),
+        "codec: .*labels is no list",
+    ),
+    "kinds that are a number": (
+        lambda f: edit_json(f / "config.json", lambda d: d["codec"].update(kinds=5)),
+        "codec: its kinds of payload are not those",
+    ),
+    "a billion layers": (
+        lambda f: edit_json(f / "config.json", lambda d: d["model"].update(n_layer=10**9)),
+        "n_layer is 1000000000; 1024 is the most",
+    ),
+    "config nested deeply": (
+        lambda f: (f / "config.json").write_text("[" * 10_000),
+        r"config\.json: is not JSON: maximum recursion depth",
+    ),
+    "tokenizer nested deeply": (
+        lambda f: (f / "tokenizer.json").write_text('{"model":' * 10_000),
+        r"tokenizer\.json: is not JSON: maximum recursion depth",
+    ),
+    "tokenizer of 100 MB": (
+        lambda f: os.truncate(f / "tokenizer.json", 100_000_000),
+        r"tokenizer\.json: is larger than 16777216 bytes",
+    ),
+    "weights of a terabyte": (
+        lambda f: os.truncate(f / "model.safetensors", 1 << 40),
+        r"model\.safetensors: is larger than \d+ bytes",
+    ),
+    "a header of 2^60 bytes": (
+        lambda f: (f / "model.safetensors").write_bytes((1 << 60).to_bytes(8, "little") + b"{" * 100),
+        "a header of 1152921504606846976 bytes is claimed; 16777216 are the most",
+    ),
+    "a header nested deeply": (
+        lambda f: (f / "model.safetensors").write_bytes((60_000).to_bytes(8, "little") + b'{"a":' * 12_000),
+        "the safetensors header is not JSON: maximum recursion depth",
+    ),
+    "a shape of a million numbers": (
+        lambda f: edit_header(f, lambda h: h[NAME].update(shape=[10**4000] * 1000)),
+        rf"tensor {NAME}: the header does not give",
+    ),
     "negative offsets": (
         lambda f: edit_header(f, lambda h: h[NAME].update(data_offsets=[-8, 0])),
         rf"tensor {NAME}: the header does not give",

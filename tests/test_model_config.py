@@ -14,6 +14,7 @@ SMALL = {"d_model": 32, "n_layer": 2, "vocab_size": 40, "rows": 50}
     ("change", "message"),
     [
         ({"d_model": 0}, "d_model is 0; it must be a whole number of at least 1"),
+        ({"d_model": 10**9}, "d_model is 1000000000; 65536 is the most"),
         ({"n_layer": 2.0}, r"n_layer is 2\.0"),
         ({"d_state": True}, "d_state is True"),
         ({"rows": 39}, "rows is 39; it must be at least vocab_size, 40"),

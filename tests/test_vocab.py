@@ -53,7 +53,11 @@ def test_the_same_again_from_json() -> None:
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [({"name": "bytes"}, "'bytes'"), ({"format": 99}, "99"), ({"size": 5}, "5 tokens"), ({"lengths": None}, "damaged"),
-     ({"stacks": [[]]}, "damaged"), ({"stacks": [["zz", 1, 1, 1, 1, 1]]}, "non-hex")],
+     ({"stacks": [[]]}, "damaged"), ({"lengths": [[1]]}, "numbers up to 65535"), ({"ports": [80, 80]}, "twice"),
+     ({"labels": ["a\x1b[2J"]}, "letters"), ({"labels": "web"}, "no list"), ({"windows": [1] * 5000}, "at most 4096"),
+     ({"stacks": [["02", 1, 1, 1, 1, 1]]}, "1 octets"), ({"stacks": [["", 1, 1, 1, 8, 1]]}, "up to 7"),
+     ({"features": []}, "features are not"), ({"kinds": 5}, "kinds"), ({"more": 1}, "unknown key 'more'"),
+     ({"stacks": [["zz", 1, 1, 1, 1, 1]]}, "non-hex")],
 )  # fmt: skip
 def test_another_codec_is_refused(change: dict[str, object], complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):

@@ -422,28 +422,93 @@ class Vocabulary:
     @staticmethod
     def from_json(value: dict[str, Any]) -> Vocabulary:
         """Make a vocabulary from `to_json`'s result. Raises ValueError if it was made for another codec or format."""
+        if not isinstance(value, dict):
+            raise ValueError("the codec's section is damaged: it is no table")
         if value.get("name") != "context" or value.get("format") != FORMAT:
             raise ValueError(
                 f"codec {value.get('name')!r} format {value.get('format')!r}, expected 'context' format {FORMAT}"
             )
-        if tuple(value.get("kinds", ())) != KINDS:
+        unknown = [key for key in value if key not in _JSON_KEYS]
+        if unknown:
+            raise ValueError(f"unknown key {unknown[0]!r}; known are {', '.join(_JSON_KEYS)}")
+        if value.get("kinds") != list(KINDS):
             raise ValueError("its kinds of payload are not those of this version; train it again or use its version")
-        try:
-            vocabulary = Vocabulary(
-                tuple(value["labels"]),
-                tuple(Stack(bytes.fromhex(s[0]), s[1], s[2], s[3], s[4], bool(s[5])) for s in value["stacks"]),
-                tuple(value["lengths"]),
-                tuple(value["windows"]),
-                tuple(value["ports"]),
-            )
-        except (KeyError, TypeError, IndexError) as error:
-            raise ValueError(f"the codec's section is damaged: {error!r}") from None
+        for key, known in (
+            ("conditions", [name for name, _, _, _ in CONDITIONS]),
+            ("features", [name for name, _ in FEATURES]),
+        ):
+            if value.get(key) != known:
+                raise ValueError(f"its {key} are not those of this version; train it again or use its version")
+        vocabulary = Vocabulary(
+            _labels_of(value.get("labels")),
+            _stacks_of(value.get("stacks")),
+            _numbers_of("lengths", value.get("lengths")),
+            _numbers_of("windows", value.get("windows")),
+            _numbers_of("ports", value.get("ports")),
+        )
         if value.get("size") != vocabulary.size or value.get("rows") != vocabulary.rows:
             raise ValueError(
                 f"{value.get('size')} tokens and {value.get('rows')} rows, "
                 f"expected {vocabulary.size} and {vocabulary.rows}"
             )
         return vocabulary
+
+
+# What `from_json` believes: entries of a list, characters of a label, octets of the options in a SYN.
+_MOST_ENTRIES: Final = 4096
+_MOST_CHARACTERS: Final = 255
+_MOST_OPTIONS: Final = 40
+_JSON_KEYS: Final = (
+    "name", "format", "labels", "stacks", "lengths", "windows", "ports", "kinds", "conditions", "features", "size",
+    "rows",
+)  # fmt: skip
+
+
+def _list_of(key: str, value: object) -> list[object]:
+    if not isinstance(value, list) or len(value) > _MOST_ENTRIES:
+        raise ValueError(f"the codec's section is damaged: {key} is no list of at most {_MOST_ENTRIES}")
+    return value
+
+
+def _labels_of(value: object) -> tuple[str, ...]:
+    """Different names that can stand in a line."""
+    labels: list[str] = []
+    for entry in _list_of("labels", value):
+        if not isinstance(entry, str) or not 0 < len(entry) <= _MOST_CHARACTERS or not entry.isprintable():
+            raise ValueError(f"the codec's section is damaged: a label is no name of up to {_MOST_CHARACTERS} letters")
+        labels.append(entry)
+    if len(set(labels)) < len(labels):
+        raise ValueError("the codec's section is damaged: labels holds an entry twice")
+    return tuple(labels)
+
+
+def _number_of(key: str, value: object, most: int = 65_535) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= most:
+        raise ValueError(f"the codec's section is damaged: {key} holds something else than numbers up to {most}")
+    return value
+
+
+def _numbers_of(key: str, value: object) -> tuple[int, ...]:
+    """Different numbers of two octets."""
+    numbers = [_number_of(key, entry) for entry in _list_of(key, value)]
+    if len(set(numbers)) < len(numbers):
+        raise ValueError(f"the codec's section is damaged: {key} holds an entry twice")
+    return tuple(numbers)
+
+
+def _stacks_of(value: object) -> tuple[Stack, ...]:
+    """Entries as `to_json` writes them: options in hex, window, TTL, TOS, IP flags, whether the IP id is zero."""
+    stacks: list[Stack] = []
+    for entry in _list_of("stacks", value):
+        if not isinstance(entry, list) or len(entry) != 6 or not isinstance(entry[0], str):
+            raise ValueError("the codec's section is damaged: an entry of stacks is no list of six")
+        options = bytes.fromhex(entry[0])
+        if len(options) > _MOST_OPTIONS or len(options) % 4:
+            raise ValueError(f"the codec's section is damaged: TCP options of {len(options)} octets")
+        window, ttl = _number_of("stacks", entry[1]), _number_of("stacks", entry[2], 255)
+        tos, ip_flags = _number_of("stacks", entry[3], 255), _number_of("stacks", entry[4], 7)
+        stacks.append(Stack(options, window, ttl, tos, ip_flags, _number_of("stacks", entry[5], 1) == 1))
+    return tuple(stacks)
 
 
 class Statistics:

@@ -125,11 +125,10 @@ def describe(name: str) -> dict[str, Any]:
     """Everything that `model show` tells. `name`: "embedded" or a folder. Raises CheckpointError."""
     from netssmd.codec.byte_vocab import ByteVocabulary
     from netssmd.engine.opening import open_model
-    from netssmd.model.checkpoint import load_config
+    from netssmd.model.checkpoint import load_config, read_card
 
     opened = open_model(name)
     config, vocabulary = load_config(opened.folder), opened.vocabulary
-    card = opened.folder / "README.md"
     return {
         "name": name,
         "folder": str(opened.folder),
@@ -147,7 +146,7 @@ def describe(name: str) -> dict[str, Any]:
         },
         "conditions": [condition.name for condition in vocabulary.conditions],
         "labels": list(vocabulary.labels),
-        "card": card.read_text() if card.is_file() else "",
+        "card": read_card(opened.folder),
     }
 
 

@@ -117,14 +117,15 @@ def read_manifest(path: Path | None, problems: list[tuple[str, str]]) -> dict[Pa
         with open(path, newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file)
             rows = list(reader)
+            columns = reader.fieldnames or ()
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         what = error.strerror if isinstance(error, OSError) else error
         raise UsageError(f"{path}: {what}; a manifest is a CSV table with the column `file`") from None
-    if "file" not in (reader.fieldnames or ()):
-        raise UsageError(
-            f"{path}: columns {', '.join(reader.fieldnames or ()) or 'none'}; the column `file` is missing"
-        )
-    return {(path.resolve().parent / row["file"]).resolve(): row for row in rows if row["file"]}
+    if "file" not in columns:
+        raise UsageError(f"{path}: columns {', '.join(columns) or 'none'}; the column `file` is missing")
+    named = [row for row in rows if row["file"]]
+    problems += [(path.name, f"{row['file']!r} is no file name") for row in named if "\0" in row["file"]]
+    return {(path.resolve().parent / row["file"]).resolve(): row for row in named if "\0" not in row["file"]}
 
 
 def describe(path: Path, inside: Path, row: dict[str, str], problems: list[tuple[str, str]]) -> Source | None:

@@ -8,19 +8,22 @@
 In: a folder. Out: the config, the codec's section, float32 arrays. Every defect is a CheckpointError that names the
 file, the tensor or key, what was found and what would be right. Nothing in a folder is executed: safetensors is a JSON
 header and raw numbers (the format is https://huggingface.co/docs/safetensors), read here directly so that damage can be
-named.
+named. Nothing in it decides how much memory is taken: files of text are read up to a bound, and of the weights not more
+than the config asks for.
 """
 
 from __future__ import annotations
 
+import contextlib
+import difflib
 import hashlib
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, BinaryIO, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -36,7 +39,15 @@ FILES: Final = (WEIGHTS, CONFIG, TOKENIZER, CARD)
 
 END_NAME: Final = "<|endoftext|>"
 UNK_NAME: Final = "<|unk|>"
-MAX_HEADER: Final = 100_000_000  # bytes, the format's own limit
+MAX_JSON: Final = 16 << 20  # bytes of config.json and tokenizer.json: a hundred times what the embedded model needs
+MAX_HEADER: Final = 16 << 20  # bytes of the weights' header: some hundred for a tensor
+MAX_DIMENSIONS: Final = 8
+
+# What config.json may hold: what is written here, and what MambaConfig of mamba_ssm has besides.
+KEYS: Final = (
+    "architecture", "model", "codec", "d_model", "d_intermediate", "n_layer", "vocab_size", "ssm_cfg", "attn_layer_idx",
+    "attn_cfg", "rms_norm", "residual_in_fp32", "fused_add_norm", "pad_vocab_size_multiple", "tie_embeddings",
+)  # fmt: skip
 
 Array = npt.NDArray[np.float32]
 
@@ -187,11 +198,22 @@ def load_codec(folder: str | os.PathLike[str]) -> dict[str, Any]:
 def load_config_and_codec(folder: str | os.PathLike[str]) -> tuple[ModelConfig, dict[str, Any]]:
     """Reads config.json once and holds it against tokenizer.json."""
     folder = Path(folder)
-    path = folder / CONFIG
-    data = _read_json(path)
+    config, codec, names = parse_config(_read(folder / CONFIG, MAX_JSON), folder / CONFIG)
+    check_tokenizer(_read(folder / TOKENIZER, MAX_JSON), folder / TOKENIZER, names)
+    return config, codec
+
+
+def parse_config(content: bytes, path: Path) -> tuple[ModelConfig, dict[str, Any], list[str]]:
+    """The sizes, the codec's section and its token names, of a config.json. Raises CheckpointError."""
+    data = _json_object(content, path)
     for key in ("model", "codec"):
         if not isinstance(data.get(key), dict):
             raise CheckpointError(f"{path}: has no {key!r} section; this is not a netssmd model")
+    unknown = sorted(set(data) - set(KEYS))
+    if unknown:
+        near = difflib.get_close_matches(unknown[0], KEYS, 1)
+        remedy = f"did you mean {near[0]}?" if near else "take it out, or use the version that wrote it"
+        raise CheckpointError(f"{path}: unknown key {unknown[0]!r}; {remedy}")
     try:
         config = ModelConfig.from_json(data["model"])
     except ConfigError as error:
@@ -209,8 +231,7 @@ def load_config_and_codec(folder: str | os.PathLike[str]) -> tuple[ModelConfig, 
         )
     if codec.get("rows", config.rows) != config.rows:
         raise CheckpointError(f"{path}: the codec has {codec['rows']} embedding rows, but the model has {config.rows}")
-    _check_tokenizer(folder / TOKENIZER, names)
-    return config, codec
+    return config, codec, names
 
 
 def load_tensors_numpy(folder: str | os.PathLike[str], config: ModelConfig | None = None) -> dict[str, Array]:
@@ -220,8 +241,17 @@ def load_tensors_numpy(folder: str | os.PathLike[str], config: ModelConfig | Non
     folder = Path(folder)
     config = load_config(folder) if config is None else config
     path = folder / WEIGHTS
-    content = _read(path)
+    content = _read(path, 8 + MAX_HEADER + 4 * config.parameters)
+    return parse_tensors(content, path, config)
+
+
+def parse_tensors(content: bytes, path: Path, config: ModelConfig) -> dict[str, Array]:
+    """The tensors of a safetensors file, whole. Raises CheckpointError."""
     header = _read_header(path, content)
+    expected = config.tensors()
+    if len(header) > len(expected):
+        unknown = sorted(set(header) - set(expected))
+        raise _unknown_tensor(path, unknown[0], config)
     start = 8 + int.from_bytes(content[:8], "little")
     arrays = {name: _tensor(path, content, start, name, entry) for name, entry in header.items()}
     _check_tensors(path, config, arrays)
@@ -234,15 +264,36 @@ def model_hash(folder: str | os.PathLike[str]) -> str:
     """
     folder = Path(folder)
     digest = hashlib.sha256()
-    data = _read_json(folder / CONFIG)
+    data = _json_object(_read(folder / CONFIG, MAX_JSON), folder / CONFIG)
     digest.update(json.dumps([data.get("model"), data.get("codec")], sort_keys=True, separators=(",", ":")).encode())
-    digest.update(_read(folder / WEIGHTS))
+    with _opened(folder / WEIGHTS) as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
     return digest.hexdigest()
 
 
-def _read(path: Path) -> bytes:
+def read_card(folder: str | os.PathLike[str]) -> str:
+    """The model card, as text that a terminal may show; empty if there is none."""
+    path = Path(folder) / CARD
+    if not path.is_file():
+        return ""
+    text = _read(path, MAX_JSON).decode(errors="replace")
+    return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def _read(path: Path, most: int) -> bytes:
+    with _opened(path) as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise CheckpointError(f"{path}: is larger than {most} bytes, which is the most that such a file needs")
+    return content
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
     try:
-        return path.read_bytes()
+        with open(path, "rb") as file:
+            yield file
     except FileNotFoundError:
         what = "no such file" if path.parent.is_dir() else "no such folder"
         raise CheckpointError(f"{path}: {what}; a model folder holds {', '.join(FILES)}") from None
@@ -250,11 +301,10 @@ def _read(path: Path) -> bytes:
         raise CheckpointError(f"{path}: {error.strerror or error}") from None
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    content = _read(path)
+def _json_object(content: bytes, path: Path) -> dict[str, Any]:
     try:
         data = json.loads(content)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: is not JSON: {error}") from None
     if not isinstance(data, dict):
         raise CheckpointError(f"{path}: holds a JSON {type(data).__name__}; it must be an object")
@@ -264,13 +314,15 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _read_header(path: Path, content: bytes) -> dict[str, Any]:
     """The header of a safetensors file without its metadata."""
     length = int.from_bytes(content[:8], "little")
-    if len(content) < 8 or length > MAX_HEADER or length < 2 or content[8:9] != b"{":
+    if len(content) < 8 or length < 2 or content[8:9] != b"{":
         raise CheckpointError(f"{path}: is not a safetensors file")
+    if length > MAX_HEADER:
+        raise CheckpointError(f"{path}: a header of {length} bytes is claimed; {MAX_HEADER} are the most that is read")
     if 8 + length > len(content):
         raise CheckpointError(f"{path}: is cut short: {len(content)} bytes, but the header alone needs {8 + length}")
     try:
         header = json.loads(content[8 : 8 + length])
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: the safetensors header is not JSON: {error}") from None
     if not isinstance(header, dict):
         raise CheckpointError(f"{path}: the safetensors header is no JSON object")
@@ -281,7 +333,7 @@ def _read_header(path: Path, content: bytes) -> dict[str, Any]:
 def _tensor(path: Path, content: bytes, start: int, name: str, entry: Any) -> Array:
     try:
         kind, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
-        whole = all(isinstance(n, int) and n >= 0 for n in (*shape, begin, end))
+        whole = len(shape) <= MAX_DIMENSIONS and all(type(n) is int and 0 <= n <= 1 << 62 for n in (*shape, begin, end))
     except (KeyError, TypeError, ValueError):
         whole = False
     if not whole:
@@ -317,9 +369,11 @@ def _check_tensors(path: Path, config: ModelConfig, arrays: Mapping[str, Array])
             raise CheckpointError(f"{path}: tensor {name}: {bad} of {arrays[name].size} numbers are NaN or infinite")
     unknown = sorted(set(arrays) - set(expected))
     if unknown:
-        raise CheckpointError(
-            f"{path}: tensor {unknown[0]} is not part of this model ({config.n_layer} layers, tied head)"
-        )
+        raise _unknown_tensor(path, unknown[0], config)
+
+
+def _unknown_tensor(path: Path, name: str, config: ModelConfig) -> CheckpointError:
+    return CheckpointError(f"{path}: tensor {name} is not part of this model ({config.n_layer} layers, tied head)")
 
 
 def _token_names(codec: Mapping[str, Any], path: Path) -> list[str]:
@@ -338,8 +392,9 @@ def _token_names(codec: Mapping[str, Any], path: Path) -> list[str]:
         raise CheckpointError(f"{path}: codec: {error}") from None
 
 
-def _check_tokenizer(path: Path, names: list[str]) -> None:
-    model = _read_json(path).get("model")
+def check_tokenizer(content: bytes, path: Path, names: list[str]) -> None:
+    """Holds a tokenizer.json against the codec's names. Raises CheckpointError."""
+    model = _json_object(content, path).get("model")
     vocab = model.get("vocab") if isinstance(model, dict) else None
     if not isinstance(vocab, dict):
         raise CheckpointError(f"{path}: has no model.vocab; it must be a WordLevel tokenizer")

@@ -14,6 +14,13 @@ from typing import Any
 
 from netssmd.errors import ConfigError
 
+# The most that a size may be: far beyond any model that a machine of today runs, and no more memory than those need
+# can be asked for by a number in a file.
+MOST = {
+    "d_model": 65_536, "n_layer": 1_024, "vocab_size": 1 << 20, "rows": 1 << 22, "d_state": 4_096, "d_conv": 16,
+    "expand": 16, "headdim": 65_536, "ngroups": 4_096, "chunk_size": 65_536,
+}  # fmt: skip
+
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
@@ -48,6 +55,8 @@ class ModelConfig:
                     raise ConfigError(f"model: head_bias is {value!r}; it must be true or false")
             elif isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ConfigError(f"model: {field.name} is {value!r}; it must be a whole number of at least 1")
+            elif value > MOST[field.name]:
+                raise ConfigError(f"model: {field.name} is {value}; {MOST[field.name]} is the most")
         if self.rows < self.vocab_size:
             raise ConfigError(f"model: rows is {self.rows}; it must be at least vocab_size, {self.vocab_size}")
         if self.d_inner % self.headdim:

@@ -1,0 +1,87 @@
+"""Writes the inputs that fuzzing starts from into seeds/: small, valid, one of each kind. Findings are not touched.
+
+python tools/fuzz/make_seeds.py
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import struct
+import sys
+from pathlib import Path
+
+import numpy as np
+import zstandard
+
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2] / "tests")]
+# ruff: noqa: E402
+
+import frames as made
+from targets import EMPTY, SEEDS, TINY, TOKENS
+
+from netssmd.model.checkpoint import _config_dict, _safetensors, _tokenizer_dict
+from netssmd.model.config import ModelConfig
+from netssmd.packet.pcap import Packet, file_header, record
+
+A, B = made.HOSTS4[:2]
+A6, B6 = made.HOSTS6[:2]
+
+
+def some_frames() -> list[bytes]:
+    tcp = made.tcp(40000, 443, 2, 7, 0, options=bytes.fromhex("020405b4"))
+    answer = made.tcp(443, 40000, 18, 9, 8)
+    dns = struct.pack(">HHHH", 5353, 53, 8 + 12, 0) + bytes(12)
+    return [
+        made.ethernet(A, B, made.ipv4(A, B, 6, tcp)),
+        made.ethernet(B, A, made.ipv4(B, A, 6, answer)),
+        made.ethernet(A, B, made.ipv4(A, B, 17, dns)),
+        made.ethernet(A6, B6, made.ipv6(A6, B6, 6, tcp)),
+        made.ethernet(A, B, made.ipv4(A, B, 1, bytes(8))),
+    ]
+
+
+def block(kind: int, body: bytes, order: str) -> bytes:
+    """A PCAPNG block."""
+    body += bytes(-len(body) % 4)
+    size = struct.pack(order + "I", len(body) + 12)
+    return struct.pack(order + "I", kind) + size + body + size
+
+
+def pcapng(order: str) -> bytes:
+    frame = some_frames()[0]
+    section = block(0x0A0D0D0A, struct.pack(order + "IHHq", 0x1A2B3C4D, 1, 0, -1), order)
+    interface = block(1, struct.pack(order + "HHIHHBxxxHH", 1, 0, 0, 9, 1, 9, 0, 0), order)
+    packet = block(6, struct.pack(order + "IIIII", 0, 1, 2, len(frame), len(frame)) + frame, order)
+    simple = block(3, struct.pack(order + "I", len(frame)) + frame, order)
+    return section + interface + packet + simple
+
+
+def seeds() -> dict[str, dict[str, bytes]]:
+    packets = [Packet(i * 1000, frame, len(frame)) for i, frame in enumerate(some_frames())]
+    plain = file_header() + b"".join(record(packet) for packet in packets)
+    cooked = plain[:20] + struct.pack("<I", 113) + plain[24:]
+    sized = ModelConfig(4, 1, EMPTY.size, EMPTY.rows, d_state=1, headdim=4)
+    arrays = {name: np.zeros(shape, np.float32) for name, shape in TINY.tensors().items()}
+    dump = lambda value: json.dumps(value, separators=(",", ":")).encode()  # noqa: E731
+    return {
+        "capture": {"pcap": plain, "cooked": cooked, "gzip": gzip.compress(plain, mtime=0), "ng": pcapng("<"),
+                    "ng-big": pcapng(">"), "zstd": zstandard.compress(plain)},
+        "frames": {"all": b"".join(bytes((len(frame), 0, 10)) + frame for frame in some_frames())},
+        "toml": {"small": b'[traffic]\nconcurrency = 3\nrtt_ms = [1, 2.5]\nlabels = {web = 1}\narrivals = "30/min"\n',
+                 "places": b'[output]\ndirectory = "x"\nslice_size = "1MB"\n[addresses]\nclients = ["10.0.0.0/8"]\n'},
+        "model_config": {"small": dump(_config_dict(sized, EMPTY.to_json()))},
+        "tokenizer": {"small": dump(_tokenizer_dict(TOKENS))},
+        "weights": {"bf16": _safetensors(arrays, "bf16"), "fp32": _safetensors(arrays, "fp32")},
+        "codec": {"empty": dump(EMPTY.to_json())},
+        "units": {"size": b"10MB", "rate": b"1.5mbit/s", "time": b"150 ms"},
+        "manifest": {"small": b"file,label,split,rtt_ms\na.pcap,web,val,3\nb/c.pcap,ssh,,\n"},
+    }  # fmt: skip
+
+
+if __name__ == "__main__":
+    for target, inputs in seeds().items():
+        folder = SEEDS / target
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in inputs.items():
+            (folder / name).write_bytes(content)
