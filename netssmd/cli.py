@@ -125,7 +125,9 @@ def run(argv: Sequence[str] | None = None) -> int:
 
 def complain(text: str, exit_code: int) -> int:
     for line in text.splitlines() or [""]:
-        print(f"netssmd: {line}", file=sys.stderr)
+        # Names out of files may be in it: no terminal shall obey them.
+        shown = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in line)
+        print(f"netssmd: {shown}", file=sys.stderr)
     return exit_code
 
 

@@ -45,7 +45,7 @@ def parse(text: str, where: str, kind: type[T], hook: Hook | None = None) -> T:
     """Check TOML text; `where` names it in errors. Raises ConfigError with a line for each mistake there is."""
     try:
         tree = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # also a number of more digits than Python reads
         raise ConfigError(f"{where}: not TOML: {error}") from None
     mistakes = _Check(kind, hook).section(tree, kind, "")
     if mistakes:
@@ -168,5 +168,8 @@ def _such_as(default: object) -> str:
 
 def _shown(value: object) -> str:
     """A value as TOML would write it, or nearly; not more of it than a line bears."""
-    text = json.dumps(value, ensure_ascii=False, default=str)
+    try:
+        text = json.dumps(value, ensure_ascii=False, default=str)
+    except RecursionError:
+        return "a table too deep to show"
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -133,3 +133,9 @@ def test_doctor_names_every_check(capsys: pytest.CaptureFixture[str]) -> None:
     assert code == (0 if report["ok"] else 1)
     assert list(report["checks"]) == list(doctor.CHECKS)
     assert {check["state"] for check in report["checks"].values()} <= {"ok", "notice", "broken"}
+
+
+def test_no_error_speaks_to_the_terminal(failing, capsys: pytest.CaptureFixture[str]) -> None:
+    failing(errors.CheckpointError("m/config.json: unknown key \x1b[2J\ud800"))
+    assert cli.run(["doctor"]) == 1
+    assert capsys.readouterr().err == "netssmd: m/config.json: unknown key \ufffd[2J\ufffd\n"

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import frames
 import pytest
+from tiny_model import tiny_model
 
 from netssmd import cli
 from netssmd.codec import decoder
@@ -91,6 +92,18 @@ def test_a_model_gives_its_vocabulary(tmp_path: Path, capsys: pytest.CaptureFixt
     assert cli.run(["codec", str(path), "--model", str(tmp_path)]) == 1
     assert "expected 'context'" in capsys.readouterr().err
     assert cli.run(["codec", str(path), "--model", str(tmp_path / "nowhere")]) == 1
+
+
+def test_a_damaged_model_is_an_error_where_it_was_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, model = capture(tmp_path / "a.pcap", 4), tiny_model(tmp_path / "m")
+    assert cli.run(["codec", str(path), "--model", str(model)]) == 0
+    weights = model / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-9])
+    capsys.readouterr()
+    assert cli.run(["codec", str(path), "--model", str(model)]) == 1
+    assert "model.safetensors: tensor" in capsys.readouterr().err
 
 
 def test_a_mismatch_names_file_packet_byte_and_field(

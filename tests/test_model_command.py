@@ -29,6 +29,12 @@ def test_show(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "dns, video-dash, web" in text and "d_model 32" in text and "A model of random numbers" in text
 
 
+def test_a_card_is_text_whatever_its_bytes(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (model / "README.md").write_bytes(b"# A card\n\x1b[2J\xff\n")
+    assert cli.run(["model", "show", str(model)]) == 0
+    assert capsys.readouterr().out.endswith("# A card\n\ufffd[2J\ufffd\n")
+
+
 def test_list(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (model.parent / "no-model").mkdir()
     assert cli.run(["model", "list", str(model.parent), "--json"]) == 0

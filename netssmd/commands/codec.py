@@ -70,7 +70,7 @@ def command(paths: tuple[Path, ...], model: Path | None, bits_packets: int, benc
     folder = model if model is not None else embedded_model()
     with progress() as advance:
         vocabulary = load_vocabulary(folder / "config.json") if folder else fit_vocabulary(files, advance)
-        judge = open_judge(folder, vocabulary, bits_packets) if folder else None
+        judge = open_judge(folder, vocabulary, bits_packets, asked=model is not None) if folder else None
         tally = Tally()
         for at, (path, name) in enumerate(files):
             round_trip(path, name, vocabulary, tally, judge)
@@ -129,15 +129,13 @@ def embedded_model() -> Path | None:
 
 
 def load_vocabulary(path: Path) -> "Vocabulary":
-    """The vocabulary in a model's config.json or a data folder's vocabulary.json. Raises CheckpointError."""
+    """The vocabulary in a model's config.json. Raises CheckpointError."""
     from netssmd.codec.vocab import Vocabulary
+    from netssmd.model.checkpoint import read_json
 
     try:
-        document = json.loads(path.read_bytes())
-        return Vocabulary.from_json(document.get("codec", document))
-    except OSError as error:
-        raise CheckpointError(f"{path}: {error.strerror}; give the folder of a model") from None
-    except (ValueError, AttributeError) as error:
+        return Vocabulary.from_json(read_json(path).get("codec", {}))
+    except ValueError as error:
         raise CheckpointError(f"{path}: {error}; give the folder of a model of this version") from None
 
 
@@ -231,8 +229,9 @@ def compare(path: Path, name: str, encoded: "Encoded", vocabulary: "Vocabulary",
         mismatch(encoded.packets + 1, "was never sent")
 
 
-def open_judge(folder: Path, vocabulary: "Vocabulary", packets: int) -> Judge | None:
-    """Bits that the model in `folder` needs for the first packets of a session; None where no model can run."""
+def open_judge(folder: Path, vocabulary: "Vocabulary", packets: int, asked: bool) -> Judge | None:
+    """Bits that the model in `folder` needs for the first packets of a session; None where there are no weights, and
+    where no model can run. Raises NetssmdError for a damaged model that was `asked` for."""
     if packets == 0 or not (folder / "model.safetensors").is_file():
         return None
     try:
@@ -240,6 +239,8 @@ def open_judge(folder: Path, vocabulary: "Vocabulary", packets: int) -> Judge | 
 
         backend = open_backend(folder, "auto", slots=1)
     except (ImportError, NetssmdError) as error:
+        if asked and isinstance(error, CheckpointError):
+            raise
         click.echo(f"netssmd: bits a packet without the model: {error}", err=True)
         return None
     import numpy as np

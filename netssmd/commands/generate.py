@@ -69,8 +69,8 @@ class Finite(click.FloatRange):
 @click.option("--max-packets", type=click.IntRange(1), default=20_000, show_default=True,
               help="Cut sessions that do not end by themselves.")  # fmt: skip
 @click.option("--seed", type=click.IntRange(0), help="Same seed, same bytes. Default: a new one, told on stderr.")
-@click.option("--rtt", type=Finite(0), metavar="MS", help="Round-trip time. Default: drawn per session.")
-@click.option("--rate", type=Finite(0), metavar="MBIT", help="Rate of the access link. Default: drawn.")
+@click.option("--rtt", type=Finite(0, 60_000), metavar="MS", help="Round-trip time. Default: drawn per session.")
+@click.option("--rate", type=Finite(0, 1_000_000), metavar="MBIT", help="Rate of the access link. Default: drawn.")
 @click.option("--loss", type=Finite(0, 100), metavar="PCT", help="Packet loss. Default: drawn.")
 @click.option("--prompt", type=click.Path(path_type=Path), metavar="FILE", help="Go on from the start of this capture.")
 @click.option("--prompt-packets", type=click.IntRange(1), default=100, show_default=True, help="Its first packets.")
@@ -83,7 +83,7 @@ class Finite(click.FloatRange):
 @click.option(
     "--spacing", metavar="TIME", default="1s", show_default=True, help="From one session's start to the next."
 )
-@click.option("--snaplen", type=click.IntRange(64), help="Keep so many bytes of each frame. Default: all.")
+@click.option("--snaplen", type=click.IntRange(64, 262_144), help="Keep so many bytes of each frame. Default: all.")
 @click.option("--payload", type=click.Choice(["zero", "random", "pattern", "protocol"]), default="protocol",
               show_default=True, help="What fills packets behind their headers.")  # fmt: skip
 @click.option("--model", default="embedded", help="Checkpoint folder. Default: the embedded model.")

@@ -34,6 +34,8 @@ def read_names(path: Path, where: str) -> list[str]:
         raise ConfigError(f"{where}: names: {path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{where}: names: {path}: byte {error.start} is not UTF-8; save it as text") from None
+    except ValueError:
+        raise ConfigError(f"{where}: names: {str(path)!r} is no path of a file") from None
     names = [name for line in text.splitlines() if (name := line.partition("#")[0].strip().rstrip(".").lower())]
     if not names:
         raise ConfigError(f"{where}: names: {path}: holds no names; write one a line, such as www.example.net")

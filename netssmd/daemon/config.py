@@ -14,8 +14,10 @@ from typing import Literal
 import msgspec
 
 from netssmd import tomlfile
+from netssmd.engine.mix import MOST
 from netssmd.errors import NetssmdError
 from netssmd.output.ledger import ATTACKS
+from netssmd.packet.pcap import MAX_SNAPLEN
 from netssmd.units import parse_duration_ns, parse_size_bytes
 
 
@@ -35,6 +37,8 @@ Condition = float | tuple[float, float] | Literal["unknown"]
 
 
 TAP_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,14}")
+MOST_DURATION_NS = 36_500 * 86_400 * 10**9
+MOST_GAP_NS = 1000 * 86_400 * 10**9  # mean time between arrivals
 MOST_SESSIONS = 100_000  # at once: far beyond any memory, and still a number that arrays can have
 
 
@@ -71,12 +75,14 @@ class Engine(_Section, frozen=True):
         _between("threads", self.threads, 0, 1024)
         _between("group", self.group, 1, MOST_SESSIONS)
         _between("slots", self.slots, 0, 2 * MOST_SESSIONS)
-        _at_least("queue_packets", self.queue_packets, 64)
+        _between("queue_packets", self.queue_packets, 64, 10_000_000)
         _between("top_k", self.top_k, 0, 65_536)
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p is {self.top_p}; write a number above 0 and up to 1")
         if self.lookahead < 200_000_000:
             raise ValueError(f"lookahead is {self.lookahead / 1e6:g}ms; write 200ms or more")
+        if self.lookahead > 600_000_000_000:
+            raise ValueError(f"lookahead is {self.lookahead / 1e9:g}s; write 600s or less")
 
 
 class Traffic(_Section, frozen=True):
@@ -103,6 +109,8 @@ class Traffic(_Section, frozen=True):
         _between("concurrency", self.concurrency, 0, MOST_SESSIONS)
         for name in ("sessions", "session_packets", "packets_per_second"):
             _at_least(name, getattr(self, name), 0)
+        if 0 < self.packets_per_second < 0.001:
+            raise ValueError(f"packets_per_second is {self.packets_per_second:g}; write 0 for no cap, or 0.001 or more")
         for key, value in self.labels.items():
             _at_least(f"labels.{key}", value, 0)
         for name, value in (("temperature", self.temperature), *self.temperatures.items()):
@@ -115,6 +123,8 @@ class Traffic(_Section, frozen=True):
                 low, high = value if isinstance(value, tuple) else (value, value)
                 if not 0 <= low <= high < math.inf:
                     raise ValueError(f"{name} is {value}; write a number, or a range [low, high] with 0 <= low <= high")
+                if high > MOST[name] and name != "loss_pct":
+                    raise ValueError(f"{name} is {value}; write {MOST[name]:g} or less")
                 if name == "loss_pct" and high > 100:
                     raise ValueError(f"loss_pct is {value}; write percents up to 100")
 
@@ -194,8 +204,8 @@ class Output(_Section, frozen=True):
             raise ValueError(
                 f"basename is {self.basename!r}; write a plain file name without / and without a leading dot"
             )
-        if 0 < self.snaplen < 64:
-            raise ValueError(f"snaplen is {self.snaplen}; write 0 for whole frames, or 64 and more")
+        if self.snaplen and not 64 <= self.snaplen <= MAX_SNAPLEN:
+            raise ValueError(f"snaplen is {self.snaplen}; write 0 for whole frames, or 64 to {MAX_SNAPLEN}")
 
 
 class Compliance(_Section, frozen=True):
@@ -290,9 +300,12 @@ def _quantity(kind: type, value: object) -> object:
     if kind is Interval:
         return Interval(_interval_ns(value))
     try:
-        return Duration(parse_duration_ns(value)) if kind is Duration else Size(parse_size_bytes(value))
+        number = parse_duration_ns(value) if kind is Duration else parse_size_bytes(value)
     except NetssmdError as error:
         raise ValueError(str(error)) from None
+    if kind is Duration and number > MOST_DURATION_NS:
+        raise ValueError(f"{value!r} is more than 100 years")
+    return kind(number)
 
 
 EXAMPLES: dict[type, str] = {Duration: '"60s"', Size: '"64MB"', Interval: '"30/min"'}
@@ -305,4 +318,8 @@ def _interval_ns(text: str) -> int:
     if match is None:
         raise ValueError(f"{text!r} is not a rate of arrivals: write it like 30/min, 0.5/s or 2/h")
     number = float(match[1])
-    return round(PER_NS[match[2]] / number) if number else 0
+    if number == math.inf:
+        raise ValueError(f"{text[:40]!r}... is no rate of arrivals that could be kept")
+    if number and PER_NS[match[2]] / number > MOST_GAP_NS:
+        raise ValueError(f"{text!r} is less than one arrival in 1000 days; write 0/s for none")
+    return max(round(PER_NS[match[2]] / number), 1) if number else 0

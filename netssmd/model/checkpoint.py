@@ -264,12 +264,17 @@ def model_hash(folder: str | os.PathLike[str]) -> str:
     """
     folder = Path(folder)
     digest = hashlib.sha256()
-    data = _json_object(_read(folder / CONFIG, MAX_JSON), folder / CONFIG)
+    data = read_json(folder / CONFIG)
     digest.update(json.dumps([data.get("model"), data.get("codec")], sort_keys=True, separators=(",", ":")).encode())
     with _opened(folder / WEIGHTS) as file:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object of a model folder. Raises CheckpointError."""
+    return _json_object(_read(path, MAX_JSON), path)
 
 
 def read_card(folder: str | os.PathLike[str]) -> str:

@@ -20,12 +20,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from netssmd.codec.decoder import decode
 from netssmd.codec.encoder import encode
 from netssmd.codec.vocab import Statistics, Vocabulary
 from netssmd.daemon import config as daemon_config
-from netssmd.engine.plan import address_plan
-from netssmd.errors import CaptureError, CheckpointError, ConfigError, NetssmdError, UsageError
+from netssmd.daemon.addresses import plan_of
+from netssmd.errors import CaptureError, CheckpointError, ConfigError, UsageError
 from netssmd.learn.prepare import read_manifest
 from netssmd.model.checkpoint import check_tokenizer, parse_config, parse_tensors
 from netssmd.model.config import ModelConfig
@@ -102,8 +104,7 @@ def toml(data: bytes) -> None:
     """The daemon's configuration, and the addresses in it."""
     try:
         config = daemon_config.parse(data.decode("utf-8", "replace"), "given")
-        addresses = config.addresses
-        address_plan(addresses.clients, addresses.servers, addresses.mac_prefix, where="given")
+        plan_of(msgspec.structs.replace(config.addresses, names=""), 1, "given")  # no path is opened here
     except (ConfigError, UsageError) as error:
         one_line(error)
 

@@ -1,0 +1,122 @@
+"""Every parser of what others wrote, through the targets of tools/fuzz: all kept inputs, and those damaged at random.
+
+tools/fuzz/fuzz.py runs the same targets under atheris for as long as one likes.
+"""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+import tracemalloc
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+ROOT = Path(__file__).parents[1]
+sys.path.append(str(ROOT / "tools" / "fuzz"))
+
+import targets  # noqa: E402
+from targets import SEEDS, TARGETS, other_value  # noqa: E402
+
+KEPT = sorted((folder.name, path) for folder in SEEDS.iterdir() for path in folder.iterdir())
+MOST_BYTES = 64 << 20  # that reading a small input may take
+
+
+def test_every_target_has_seeds() -> None:
+    assert {name for name, _ in KEPT} == set(TARGETS)
+
+
+@pytest.mark.parametrize(("name", "path"), KEPT, ids=lambda value: value if isinstance(value, str) else value.name)
+def test_kept_inputs(name: str, path: Path) -> None:
+    TARGETS[name].run(path.read_bytes())
+
+
+def damaged(data: bytes, name: str, rng: random.Random) -> bytes:
+    """The input with a few changes: bytes, pieces, words of the target, values of its JSON."""
+    target = TARGETS[name]
+    for _ in range(rng.choice([1, 1, 2, 4])):
+        at = rng.randrange(len(data) + 1)
+        size = rng.choice([1, 1, 2, 4, 8, 40])
+        match rng.randrange(6):
+            case 0:
+                data = data[:at] + rng.randbytes(size) + data[at + size :]
+            case 1:
+                data = data[:at] + data[at + size :]
+            case 2:
+                data = data[:at] + data[at : at + size] * rng.choice([2, 50]) + data[at + size :]
+            case 3:
+                data = data[:at] + rng.choice([b"\xff", b"\0", b"\x7f"]) * size + data[at + size :]
+            case 4 if target.words:
+                data = data[:at] + rng.choice(target.words).encode("latin-1") + data[at:]
+            case _ if target.json_at is not None:
+                data = other_value(data, target.json_at, rng)
+    return data[: 2 * target.most_bytes]
+
+
+@pytest.mark.parametrize("name", TARGETS)
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@given(seed=st.integers(0, 2**64 - 1))
+def test_damaged_inputs(name: str, seed: int) -> None:
+    rng = random.Random(seed)
+    path = rng.choice([path for kind, path in KEPT if kind == name])
+    TARGETS[name].run(damaged(path.read_bytes(), name, rng))
+
+
+@pytest.mark.parametrize("name", TARGETS)
+@settings(max_examples=50, deadline=None)
+@given(data=st.binary(max_size=300))
+def test_any_bytes(name: str, data: bytes) -> None:
+    TARGETS[name].run(data)
+
+
+LIES = {
+    "a packet of 2 GiB": ("capture", (SEEDS / "capture/pcap").read_bytes()[:32] + b"\xff\xff\xff\x7f" * 2),
+    "a block of 4 GiB": ("capture", (SEEDS / "capture/ng").read_bytes() + b"\6\0\0\0\xfc\xff\xff\xff" + bytes(40)),
+    "weights with a header of 2^60 bytes": ("weights", (1 << 60).to_bytes(8, "little") + b"{" * 100),
+    "a tokenizer nested 10,000 deep": ("tokenizer", b'{"model":' * 10_000),
+    "a codec nested 10,000 deep": ("codec", b"[" * 10_000),
+    "a model of a billion layers": (
+        "model_config", (SEEDS / "model_config/small").read_bytes().replace(b'"n_layer":1', b'"n_layer":1000000000'),
+    ),
+    "TOML with a number of 100,000 digits": ("toml", b"[traffic]\nseed = " + b"9" * 100_000),
+    "TOML nested 10,000 deep": ("toml", b"x = " + b"[" * 10_000),
+    "TOML with a key of 2,000 parts": ("toml", b"engine.threads." + b"a." * 2_000 + b"a = 1"),
+    "a size of 5,000 digits": ("units", b"1" * 5_000 + b"MB"),
+    "a manifest without a line": ("manifest", b""),
+    "a manifest with a file name that no file has": ("manifest", b"file\na\0b\n"),
+    "a manifest with a field of a megabyte": ("manifest", b"file\n" + b"x" * 1_000_000),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_a_lie_takes_no_memory(lie: str) -> None:
+    name, data = LIES[lie]
+    tracemalloc.start()
+    try:
+        TARGETS[name].run(data)
+        assert tracemalloc.get_traced_memory()[1] < MOST_BYTES
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_broken_parser_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The harness can fail: a parser that raises what it must not."""
+
+    def broken(*arguments: object) -> None:
+        raise IndexError("list index out of range")
+
+    monkeypatch.setattr(targets, "parse_config", broken)
+    with pytest.raises(IndexError):
+        TARGETS["model_config"].run(b"{}")
+
+
+@pytest.mark.slow
+def test_a_coverage_guided_run(tmp_path: Path) -> None:
+    pytest.importorskip("atheris", reason="atheris is not installed (extra dev)")
+    command = [sys.executable, str(ROOT / "tools/fuzz/fuzz.py"), "capture", "-runs=3000", "-seed=1"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0 and "stat::number_of_executed_units: 3000" in done.stderr, done.stderr[-3000:]
+    assert int(done.stderr.split("cov: ")[-1].split()[0]) > 100, "the sources were not instrumented"
