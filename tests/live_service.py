@@ -55,6 +55,8 @@ packets_per_second = 300.0
 directory = "{}"
 slice_duration = "1s"
 free_disk = "1MB"
+[snapshot]
+enabled = false
 [metrics]
 port = {}
 """

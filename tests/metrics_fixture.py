@@ -38,6 +38,8 @@ concurrency = 4
 [output]
 directory = "{}"
 free_disk = "0MB"
+[snapshot]
+enabled = false
 [metrics]
 port = 0
 """

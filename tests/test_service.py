@@ -63,6 +63,8 @@ def config(directory: Path, text: str = "") -> Config:
 directory = "{directory}"
 slice_duration = "0s"
 free_disk = "0MB"
+[snapshot]
+enabled = false
 [metrics]
 port = 0
 """

@@ -33,10 +33,11 @@ PLAIN_STATUS_NS = 60 * SECOND  # between status lines where stderr is no termina
 @click.option("--output", type=click.Path(path_type=Path), help="Folder for captures and ledgers.")
 @click.option("--model", help="Checkpoint folder, instead of the embedded model.")
 @click.option("--topspeed", is_flag=True, help="As fast as packets can be made, instead of live.")
+@click.option("--fresh", is_flag=True, help="Begin anew, whatever sessions an earlier run has left.")
 @click.option("--check-config", is_flag=True, help="Check the file and the model it names, and end.")
 def command(
     path: Path | None, duration: str, seed: int | None, output: Path | None, model: str | None, topspeed: bool,
-    check_config: bool,
+    fresh: bool, check_config: bool,
 ) -> None:  # fmt: skip
     """Run the daemon in the foreground: live sessions into rotating captures."""
     from netssmd.daemon.config import Config, load
@@ -64,7 +65,8 @@ def command(
         return changed
 
     report = serve(
-        config, opened, duration_ns, on_ready=lambda s: _introduce(s, duration_ns), on_status=status.show, load=reread
+        config, opened, duration_ns, on_ready=lambda s: _introduce(s, duration_ns), on_status=status.show, load=reread,
+        fresh=fresh,
     )
     status.clear()
     for line in report.lines():

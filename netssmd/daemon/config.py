@@ -257,6 +257,23 @@ class Control(_Section, frozen=True):
     group: str = ""
 
 
+class Snapshot(_Section, frozen=True):
+    """What survives the daemon."""
+
+    enabled: bool = True
+    interval: Duration = Duration(60_000_000_000)
+    directory: str = ""
+    keep: int = 2
+    max_size: Size = Size(4_000_000_000)
+
+    def __post_init__(self) -> None:
+        _between("keep", self.keep, 1, 1000)
+        if 0 < self.interval < 100_000_000:
+            raise ValueError(f"interval is {self.interval / 1e6:g}ms; write 100ms or more, or 0s for TERM only")
+        if "\0" in self.directory:
+            raise ValueError(f"directory is {self.directory!r}; write the path of a folder, or leave it empty")
+
+
 class Log(_Section, frozen=True):
     """What the daemon says about itself."""
 
@@ -274,6 +291,7 @@ class Config(_Section, frozen=True):
     output: Output = Output()
     compliance: Compliance = Compliance()
     tap: Tap = Tap()
+    snapshot: Snapshot = Snapshot()
     metrics: Metrics = Metrics()
     control: Control = Control()
     log: Log = Log()

@@ -32,7 +32,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol
 
 from netssmd.daemon.histogram import Histogram
 from netssmd.daemon.watchdog import Pulse
@@ -40,6 +40,7 @@ from netssmd.engine.mix import Arrivals, TrafficMix
 from netssmd.engine.release import Release
 from netssmd.engine.scheduler import FOR_EVER, Scheduler
 from netssmd.engine.session import STOPPED, Limits, OutPacket, Session, SessionInfo
+from netssmd.errors import SnapshotError
 from netssmd.output.ledger import SessionMeta
 from netssmd.output.sink import Outgoing, Sink
 from netssmd.packet.compliance import FINDINGS
@@ -84,10 +85,11 @@ class WallClock:
     `pause` and `resume` are called by one thread at a time; all may read.
     """
 
-    def __init__(self, monotonic_ns: Callable[[], int] = time.monotonic_ns) -> None:
+    def __init__(self, monotonic_ns: Callable[[], int] = time.monotonic_ns, session_ns: int = 0) -> None:
         self._monotonic_ns = monotonic_ns
         self.wall_offset_ns = time.time_ns() - monotonic_ns()  # wall time less monotonic time
-        self._state = (self.wall_offset_ns, 0)  # session time less monotonic time; where it stands still, or 0
+        offset_ns = session_ns - monotonic_ns() if session_ns else self.wall_offset_ns
+        self._state = (offset_ns, 0)  # session time less monotonic time; where it stands still, or 0
 
     def now_ns(self) -> int:
         offset_ns, still_ns = self._state
@@ -157,6 +159,31 @@ class OutputCounters:
         return sum(self.bytes.values())
 
 
+class Over(NamedTuple):
+    """A session that has ended, while packets of it may still be held."""
+
+    info: SessionInfo
+    clock_ns: int
+    reason: str
+
+
+class LastMoment(Protocol):
+    """What keeps the sessions of a daemon that stops (see snapshots.py)."""
+
+    def stand(self, lane: EngineLane) -> bool:
+        """In an engine lane that ends: whether its sessions are kept, not cut."""
+
+    @property
+    def complete(self) -> bool:
+        """Every lane's sessions are kept."""
+
+    def finish(self) -> None:
+        """In the output lane, at its end: keep what is held."""
+
+    def cut(self, sessions: Sequence[SessionMeta]) -> None:
+        """Sessions that have spoken and are not over."""
+
+
 @dataclass(slots=True)
 class _Batch:
     packets: list[OutPacket]
@@ -205,6 +232,7 @@ class Board:
         self.inbox: queue.Queue[_Batch | None] = queue.Queue(INBOX_BATCHES)
         self.stop = threading.Event()  # finish what is begun
         self.broken = threading.Event()  # a lane died: nobody may wait for another any more
+        self.last_moment: LastMoment | None = None  # set before `stop` where sessions shall be kept
         self.pauses: dict[str, int] = {}  # reason -> monotonic ns since when; paused while there is any
         self.paused_ns = 0  # of the pauses that are over
 
@@ -293,10 +321,12 @@ class EngineLane:
         while not self.board.stop.is_set() and not self.board.done:
             self.turn()
             self._turns += 1
-        for session in self.scheduler.close():
-            session.cut()
-            self._end(session)
-        self._flush(FOR_EVER)
+        last = self.board.last_moment
+        if last is None or not last.stand(self):
+            for session in self.scheduler.close():
+                session.cut()
+                self._end(session)
+            self._flush(FOR_EVER)
         self._over = True
 
     def pulse(self) -> Pulse:
@@ -333,6 +363,39 @@ class EngineLane:
             self._flushed_ns = after
         if result is None:
             board.stop.wait(IDLE_SECONDS if board.clock else IDLE_SECONDS / 10)
+
+    def hand_over(self) -> None:
+        """Flush all that was made, between two steps."""
+        self._flush(self.board.floors[self.index] if self.board.pauses else self._reached_ns)
+
+    def kept(self) -> dict[str, Any]:
+        """What this lane knows besides its sessions, between two steps, as plain values."""
+        cap = self.scheduler.cap
+        return {
+            "reached_ns": self._reached_ns,
+            "places_ns": list(self._places_ns),
+            "lost_ns": list(self._lost_ns),
+            "cap": [cap.gap_ns, cap.at_ns],
+        }
+
+    def go_on(self, kept: dict[str, Any]) -> None:
+        """Before the first turn: be where `kept` was told."""
+        self._reached_ns = int(kept["reached_ns"])
+        self._places_ns = [int(place_ns) for place_ns in kept["places_ns"]]
+        self._lost_ns = (int(kept["lost_ns"][0]), int(kept["lost_ns"][1]))
+        gap_ns, at_ns = kept["cap"]
+        if gap_ns == self.scheduler.cap.gap_ns:
+            self.scheduler.cap.at_ns = int(at_ns)
+
+    def take_back(self, session: Session, state: bytes, left: int, active: bool) -> None:
+        """Before the first turn: a session that goes on. Raises SnapshotError for a state that is not the model's."""
+        try:
+            self.scheduler.resume(session, state, left, active)
+        except ValueError as error:
+            raise SnapshotError(f"session {session.info.number}: {error}") from None
+        self.counters.active[session.info.label] += 1
+        self.board.live[self.index] += 1
+        self.board.asked_live += session.info.number >= ASKED
 
     def _horizon_ns(self, now_ns: int) -> int:
         """How far sessions may go. At top speed as far as they like, since the earliest is always next, until too many
@@ -451,7 +514,8 @@ class OutputLane:
         self.counters = OutputCounters()
         self.release = Release()
         self.orders: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
-        self._ended: list[Session] = []
+        self._ended: list[Over] = []
+        self._stored: tuple[int, int] | None = None  # see `skip`
         self._over = False  # no more batches come
         self._turns = 0
         self._closed = False
@@ -534,10 +598,46 @@ class OutputLane:
             self._over = True
             return False
         self.release.add(batch.packets)
-        self._ended += batch.ended
+        self._ended += [Over(session.info, session.clock_ns, session.reason) for session in batch.ended]
         return True
 
+    def take_all(self) -> None:
+        """Take every batch there is."""
+        while self._take(0):
+            pass
+
+    def ended(self) -> list[Over]:
+        """Sessions that are over, of which packets are still held."""
+        return list(self._ended)
+
+    def go_on(self, released_ns: int, packets: list[OutPacket], over: list[Over]) -> None:
+        """Before the first turn: hold what was held."""
+        self.release.released_ns = released_ns
+        self.release.add(packets)
+        self._ended = list(over)
+
+    def skip(self, ts_ns: int, count: int) -> None:
+        """Before the first turn, at top speed: the sinks hold all before `ts_ns` already, and `count` packets of that
+        time."""
+        self._stored = (ts_ns, count)
+
+    def _not_stored(self, packets: list[OutPacket]) -> list[OutPacket]:
+        ts_ns, count = self._stored or (0, 0)
+        new = []
+        for packet in packets:
+            if packet.ts_ns > ts_ns:
+                new.append(packet)
+            elif packet.ts_ns == ts_ns:
+                if count:
+                    count -= 1
+                else:
+                    new.append(packet)
+        self._stored = (ts_ns, count) if not new else None
+        return new
+
     def _send(self, packets: list[OutPacket], now_ns: int | None) -> None:
+        if self._stored is not None and packets:
+            packets = self._not_stored(packets)
         if packets:
             batch = self._outgoing(packets)
             for sink in self.sinks:
@@ -574,7 +674,7 @@ class OutputLane:
                 self.on_finding(name, meta)
         return names
 
-    def _session_over(self, session: Session) -> None:
+    def _session_over(self, session: Over) -> None:
         """Tell the sinks, unless it was cut by the daemon's stop: then it did not end."""
         meta = self._metas.pop(session.info.number, None)
         self._flows.pop(session.info.number, None)
@@ -600,12 +700,19 @@ class OutputLane:
             counters.lateness_max_ns = max(counters.lateness_max_ns, counters.lateness_ns)
 
     def _last(self) -> None:
-        """At the end, topspeed: all there is goes out. Live: what is still to come is waited for if the daemon ended by
+        """At the end, if sessions are kept: what is due goes out, the rest is kept with them. Otherwise, topspeed: all
+        there is goes out. Live: what is still to come is waited for if the daemon ended by
         itself; if it was stopped, what lies in the future did not happen."""
         board = self.board
         self._sit_out_pauses()
         now_ns = board.clock.now_ns() if board.clock else None
-        self._send(self.release.up_to(min(FOR_EVER, board.end_ns), now_ns), now_ns)
+        last = board.last_moment
+        kept = last is not None and last.complete
+        self._send(self.release.up_to(min(board.floor_ns if kept else FOR_EVER, board.end_ns), now_ns), now_ns)
+        if last is not None and kept:
+            last.finish()
+            last.cut(list(self._metas.values()))
+            return
         while board.clock and not board.stop.is_set() and (self.release.next_ns or FOR_EVER) < board.end_ns:
             board.stop.wait(self._wait_seconds())
             self._sit_out_pauses()
@@ -615,7 +722,6 @@ class OutputLane:
         self.counters.cut = len(self.release)
         for session in self._ended:
             self._session_over(session)
-
 
     def _sit_out_pauses(self) -> None:
         """Wait until no pause is left, or the daemon is stopped; orders are obeyed meanwhile."""

@@ -20,27 +20,33 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from netssmd import __version__
+from netssmd.codec.byte_vocab import ByteVocabulary
 from netssmd.codec.bytes import malformed_text
+from netssmd.codec.vocab import Vocabulary
 from netssmd.daemon import retarget
 from netssmd.daemon.addresses import plan_of
 from netssmd.daemon.config import Config
 from netssmd.daemon.control_socket import ControlSocket
 from netssmd.daemon.events import Events
 from netssmd.daemon.histogram import Histogram
+from netssmd.daemon.keeper import Identity, Keeper, Written
 from netssmd.daemon.lanes import Board, EngineCounters, EngineLane, OutputLane, WallClock, start_thread
 from netssmd.daemon.notify import notify, reloading, status_seconds, watchdog_seconds
+from netssmd.daemon.snapshots import Store
 from netssmd.daemon.status import Rates, Status, line, status_of
 from netssmd.daemon.watchdog import Pulse, stuck
+from netssmd.engine import snapshot
 from netssmd.engine.mix import Arrivals, RateCap
 from netssmd.engine.plan import CLIENT, SERVER, AddressPlan
 from netssmd.engine.scheduler import FOR_EVER, Backend, Scheduler
 from netssmd.engine.session import Limits, Session, SessionInfo, Temperatures
-from netssmd.errors import NetssmdError
+from netssmd.errors import NetssmdError, SnapshotError
 from netssmd.output.file_sink import FileSink
 from netssmd.output.ledger import Ledger, SessionMeta, is_attack
 from netssmd.output.pacer import BOUNDS_NS
@@ -71,6 +77,8 @@ class Model(Protocol):
     def hash(self) -> str: ...
     @property
     def labels(self) -> tuple[str, ...]: ...
+    @property
+    def vocabulary(self) -> Vocabulary | ByteVocabulary: ...
     def backend(self, slots: int) -> Backend: ...
     def temperatures(self, default: float, by_field: dict[str, float]) -> Temperatures: ...
     def session(
@@ -120,14 +128,19 @@ def backend_name(backend: Backend) -> str:
 class Service:
     """One run of the daemon. `run` may be called once."""
 
-    def __init__(self, config: Config, model: Model, load: Callable[[], Config] | None = None) -> None:
-        """`load`: reads the configuration again, checked, at HUP."""
+    def __init__(
+        self, config: Config, model: Model, load: Callable[[], Config] | None = None, fresh: bool = False
+    ) -> None:
+        """`load`: reads the configuration again, checked, at HUP. fresh: do not go on from a snapshot."""
         traffic, engine = config.traffic, config.engine
         self.config: Config = config
         self.model = model
         self.load = load
         self.backend_name: str = engine.backend
-        self.seed = traffic.seed or secrets.randbits(32) + 1
+        kept = config.snapshot.enabled and isinstance(model.vocabulary, Vocabulary)  # sessions of byte models are not
+        self.keeper: Keeper | None = self._open_keeper() if kept else None
+        resumed = self.keeper.find(self._named, fresh) if self.keeper else None
+        self.seed = resumed.seed if resumed else traffic.seed or secrets.randbits(32) + 1
         self.mix = retarget.mix_of(config, model.labels, self.seed)
         self.slots = retarget.slots_of(config)
         self.threads = min(thread_count(engine.threads), traffic.concurrency or self.slots)
@@ -137,6 +150,7 @@ class Service:
         self.cap_packets_per_second = traffic.packets_per_second
         self.events: Events = Events()
         self.rates = Rates()
+        self._resumed: dict[int, dict[str, Any]] = {}  # what the ledger says of sessions of an earlier run
         self.lanes: list[EngineLane] = []
         self.output: OutputLane
         self.board: Board
@@ -151,19 +165,35 @@ class Service:
         self._begun = 0.0
         self._pulses: list[Pulse] = []  # when the watchdog was last fed
 
+    def _named(self, seed: int) -> snapshot.Named:
+        assert isinstance(self.model.vocabulary, Vocabulary)
+        return snapshot.named_things(self.model.vocabulary, plan_of(self.config.addresses, seed))
+
+    def _open_keeper(self) -> Keeper:
+        config = self.config
+        directory = config.snapshot.directory or Path(config.output.directory) / ".snapshots"
+        store = Store(Path(directory), config.output.basename, config.snapshot.keep, config.snapshot.max_size)
+        return Keeper(store, Identity(self.model.hash, config.engine.pace, config.traffic.seed))
+
     # --- building
     # ------------------------------------------------------------------------------------------------------
 
     def _build(self, duration_ns: int) -> None:
         config = self.config
+        resumed = self.keeper.resumed if self.keeper else None
+        self.slots = max(self.slots, len(resumed.sessions) if resumed else 0)
         share = -(-self.slots // self.threads) + 1  # slots of each engine thread
         backend = self.model.backend(share * self.threads)
         self.backend_name = backend_name(backend)
         sinks = self._open_sinks()
-        clock = WallClock() if config.engine.pace == "live" else None
-        start_ns = clock.now_ns() if clock else time.time_ns()
+        clock = WallClock(session_ns=resumed.session_ns if resumed else 0) if config.engine.pace == "live" else None
+        start_ns = clock.now_ns() if clock else resumed.session_ns if resumed else time.time_ns()
         traffic = config.traffic
         arrivals = Arrivals(traffic.concurrency, traffic.arrivals, self.seed, start_ns, traffic.ramp, traffic.sessions)
+        if resumed:
+            resumed.arrivals.concurrency, resumed.arrivals.total = traffic.concurrency, traffic.sessions
+            if resumed.arrivals.mean_gap_ns == traffic.arrivals:
+                arrivals = resumed.arrivals
         self.board = Board(
             self.mix, arrivals, self.threads, config.engine.lookahead, start_ns, clock,
             start_ns + duration_ns if duration_ns else FOR_EVER, config.engine.queue_packets,
@@ -174,6 +204,23 @@ class Service:
             scheduler = Scheduler(backend, config.engine.group, cap, slots)
             self.lanes.append(EngineLane(index, self.board, scheduler, self._open_session, self._session_ended))
         self.output = OutputLane(self.board, sinks, self._describe, self._found)
+        if self.keeper:
+            self._begin_keeping(self.keeper)
+
+    def _begin_keeping(self, keeper: Keeper) -> None:
+        keeper.identity = replace(keeper.identity, seed=self.seed)
+        keeper.put_back(self.board, self.lanes, self.output)
+        clock = self.board.clock
+        self._resumed = keeper.told(clock.lag_ns if clock else 0)
+        stored = self.ring.last_stored() if keeper.resumed and clock is None and self.ring is not None else None
+        if stored is not None and stored[0] >= self.output.release.released_ns:
+            self.output.skip(*stored)
+        keeper.begin(self._named(self.seed), self.board, self.lanes, self.output, self._cut)
+
+    def _cut(self, sessions: Sequence[SessionMeta], snapshot_id: str) -> None:
+        if self.ring is not None:
+            for session in sessions:
+                self._ledger.cut(session, snapshot_id)
 
     def _open_sinks(self) -> list[Sink]:
         sinks: list[Sink] = []
@@ -234,7 +281,10 @@ class Service:
 
     def _describe(self, info: SessionInfo) -> SessionMeta:
         attack = is_attack(info.label, self.config.traffic.attacks)
-        return SessionMeta(self.session_id(info), info.label, info.conditions, info.seed, self.model.hash, attack)
+        return SessionMeta(
+            self.session_id(info), info.label, info.conditions, info.seed, self.model.hash, attack,
+            self._resumed.get(info.number),
+        )  # fmt: skip
 
     # --- running
     # -------------------------------------------------------------------------------------------------------
@@ -266,6 +316,8 @@ class Service:
             for sink in (self.ring, self.tap):  # closed by their lane, unless that was never started
                 if sink:
                     sink.close()
+        if self.keeper:
+            await asyncio.to_thread(self.keeper.conclude, self._death)
         if self._death is not None:
             raise self._death
         return self.report()
@@ -288,6 +340,7 @@ class Service:
                     group.create_task(self._every(status_seconds(), lambda: notify(f"STATUS={line(self.status())}"))),
                     group.create_task(self._every(watchdog_seconds(), self._feed_watchdog)),
                     group.create_task(self._every(1.0, self._sample_rates)),
+                    group.create_task(self._keep()),
                 ]
                 await self._over.wait()
                 for helper in helpers:
@@ -296,6 +349,18 @@ class Service:
         finally:
             await asyncio.to_thread(self._join, threads)
             self.events.close()
+
+    async def _keep(self) -> None:
+        """A snapshot every interval."""
+        while self.keeper and self.config.snapshot.interval:
+            await asyncio.sleep(self.config.snapshot.interval / SECOND)
+            await asyncio.to_thread(self.keeper.take_or_tell)
+
+    async def snapshot(self) -> Written:
+        """A snapshot now. Raises SnapshotError."""
+        if self.keeper is None:
+            raise SnapshotError("snapshot: snapshot.enabled is false")
+        return await asyncio.to_thread(self.keeper.take)
 
     def _serve_metrics(self) -> None:
         if self.config.metrics.port:
@@ -437,6 +502,8 @@ class Service:
     def stop(self) -> None:
         """Finish cleanly."""
         self.events.emit("stopping")
+        if self.keeper:
+            self.keeper.last_moment()
         self.board.stop.set()
         self._over.set()
 
@@ -573,9 +640,10 @@ def serve(
     on_ready: Callable[[Service], None] | None = None,
     on_status: Callable[[Service], None] | None = None,
     load: Callable[[], Config] | None = None,
+    fresh: bool = False,
 ) -> Report:
     """Run a service on an event loop of its own; the hooks are called with it, on the control thread."""
-    service = Service(config, model, load)
+    service = Service(config, model, load, fresh)
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         return runner.run(service.run(duration_ns, on_ready, on_status))
 

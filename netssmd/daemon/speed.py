@@ -89,7 +89,7 @@ class _TimedModel:
 
     def __init__(self, model: OpenModel) -> None:
         self._model = model
-        self.name, self.hash, self.labels = model.name, model.hash, model.labels
+        self.name, self.hash, self.labels, self.vocabulary = model.name, model.hash, model.labels, model.vocabulary
         self.temperatures = model.temperatures
         self.timed: TimedBackend
 
@@ -123,6 +123,8 @@ directory = "{directory}"
 slice_duration = "0s"
 slice_size = "64MB"
 ring_files = 4
+[snapshot]
+enabled = false
 [metrics]
 port = 0
 """

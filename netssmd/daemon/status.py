@@ -116,6 +116,19 @@ class Slices:
 
 
 @dataclass(frozen=True, slots=True)
+class Snapshots:
+    """Of this run; `resumed`: sessions that it went on with. Path, size and age of the newest, "" and 0 before it."""
+
+    written: int
+    failed: int
+    refused: int
+    resumed: int
+    path: str
+    bytes: int
+    age_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class Status:
     """All of it. `pauses`: seconds so far by reason; `ts_ns` is wall-clock time."""
 
@@ -139,6 +152,7 @@ class Status:
     sinks: list[SinkState]
     taps: list[Tap]
     slices: Slices | None
+    snapshots: Snapshots | None
     events: dict[str, int]  # told so far, by kind
 
     def json(self) -> dict[str, Any]:
@@ -228,6 +242,7 @@ def status_of(service: Service) -> Status:
         ),
         sinks=[SinkState(sink_name(sink), sink.packets, sink.dropped) for sink in service.output.sinks],
         taps=[_tap(port) for port in service.tap.ports] if service.tap else [],
+        snapshots=_snapshots(service),
         slices=Slices(service.config.output.directory, ring.files, ring.bytes) if ring else None,
         events=dict(service.events.emitted),
     )  # fmt: skip
@@ -240,6 +255,17 @@ def _tap(port: TapPort) -> Tap:
     return Tap(
         port.name, port.up, pacer.sent, pacer.sent_bytes, dropped, port.fragmented, pacer.queued, round(mean_seconds, 9)
     )
+
+
+def _snapshots(service: Service) -> Snapshots | None:
+    keeper = service.keeper
+    if keeper is None:
+        return None
+    newest, resumed = keeper.newest, keeper.resumed
+    return Snapshots(
+        keeper.written, keeper.failed, keeper.refused, len(resumed.sessions) if resumed else 0,
+        str(newest.path) if newest else "", newest.bytes if newest else 0, keeper.age_seconds,
+    )  # fmt: skip
 
 
 def sink_name(sink: object) -> str:

@@ -154,22 +154,22 @@ class RateCap:
     no cap.
     """
 
-    __slots__ = ("_at_ns", "_burst_ns", "_gap_ns")
+    __slots__ = ("_burst_ns", "at_ns", "gap_ns")
 
     def __init__(self, per_second: float, burst_ns: int = SECOND // 10) -> None:
-        self._gap_ns = round(SECOND / per_second) if per_second else 0
+        self.gap_ns = round(SECOND / per_second) if per_second else 0
         self._burst_ns = burst_ns
-        self._at_ns = 0
+        self.at_ns = 0
 
     @property
     def not_before_ns(self) -> int:
         """Earliest time of the next packet."""
-        return self._at_ns - self._burst_ns
+        return self.at_ns - self._burst_ns
 
     def sent(self, ts_ns: int) -> None:
         """A packet was given the time `ts_ns`."""
-        if self._gap_ns:
-            self._at_ns = max(self._at_ns, ts_ns) + self._gap_ns
+        if self.gap_ns:
+            self.at_ns = max(self.at_ns, ts_ns) + self.gap_ns
 
 
 def default_mix(labels: Sequence[str], seed: int) -> TrafficMix:

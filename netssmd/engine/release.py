@@ -37,6 +37,10 @@ class Release:
             self._arrivals += 1
             heapq.heappush(self._heap, (packet.ts_ns, packet.session.number, self._arrivals, packet))
 
+    def held(self) -> list[OutPacket]:
+        """The packets held, in the order in which they will go out; they stay."""
+        return [item[3] for item in sorted(self._heap)]
+
     @property
     def next_ns(self) -> int | None:
         """Time of the earliest packet held."""

@@ -15,7 +15,7 @@ of them), and writes each value as a plain one or as a list that begins with a t
     [LIST, value ...]  [DICT, key, value ...]  [TUPLE, value ...]
     [KIND + n, value ...]      an object of class n of the layout, its attributes in the layout's order
     [REF, n]                   the n-th list, dict or object of the walk again: flows, sides and hosts share each other
-    [NAMED, name]              what belongs to the model, the plan or the code: vocabulary, plan, render, a writer
+    [NAMED, name]              what belongs to the model, the plan or the code: vocabulary, a label's plan, a writer
     [PARTIAL, name, value, value]   functools.partial of a named function: positions, keywords
 
 What is none of these is refused by name. The values go into msgpack (no pickle: nothing but these classes is ever made,
@@ -168,7 +168,9 @@ def layout() -> Layout:
 def named_things(vocabulary: Vocabulary, plan: AddressPlan) -> dict[str, object]:
     """What sessions refer to but do not own, by name."""
     writers = {f"writer {row[0].__name__}": row[0] for row in WRITERS.values()}
+    plans = {f"plan {label}": plan.for_label(label) for label in vocabulary.labels}
     return {
+        **plans,
         "vocabulary": vocabulary,
         "plan": plan,
         **{f"plan of {pattern}": own for pattern, own in plan.labels},
@@ -232,12 +234,15 @@ class _Walk:
     def __init__(self, named: Named) -> None:
         self._names = {id(thing): name for name, thing in named.items()}
         self._numbers: dict[int, int] = {}
+        self._plan = "plan"
 
     def value(self, thing: Any) -> Value:
         kind = type(thing)
         if kind in _PLAIN:
             return thing
         name = self._names.get(id(thing))
+        if kind is AddressPlan:  # also one that was replaced since: the session goes on with the one in force
+            name = self._plan
         if name is not None:
             return [NAMED, name]
         if kind is tuple:
@@ -251,6 +256,8 @@ class _Walk:
         if number is not None:
             return [REF, number]
         self._numbers[id(thing)] = len(self._numbers)
+        if kind is Session:
+            self._plan = f"plan {thing.info.label}"
         if kind is list:
             return [LIST, *map(self.value, thing)]
         if kind is dict:

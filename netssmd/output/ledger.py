@@ -59,6 +59,7 @@ class SessionMeta:
     seed: int = 0
     model_hash: str = ""
     attack: bool = False
+    resumed: Mapping[str, Any] | None = None  # the snapshot that it went on from: see docs/ledger.md
 
 
 # A row of counts: packets from originator and responder, bytes, IP bytes and payload bytes likewise, first and last
@@ -108,6 +109,7 @@ class _Tally:
     findings: dict[str, int] = field(default_factory=dict)
     flow_findings: dict[FlowKey | None, dict[str, int]] = field(default_factory=dict)
     complete: bool = False
+    cut: str | None = None
 
     def rows(self) -> list[_Row]:
         return [*self.flows.values(), *([self.omitted] if self.omitted else [])]
@@ -190,6 +192,11 @@ class Ledger:
     def end(self, session: SessionMeta) -> None:
         """The session has spoken its last packet."""
         self._tally(session).complete = True
+
+    def cut(self, session: SessionMeta, snapshot: str) -> None:
+        """The daemon stops: the session goes on from this snapshot at the next start."""
+        if session.id in self._tallies:
+            self._tallies[session.id].cut = snapshot
 
     def _tally(self, session: SessionMeta) -> _Tally:
         tally = self._tallies.get(session.id)
@@ -288,6 +295,8 @@ def _session_line(tally: _Tally) -> Iterator[bytes]:
         "model_hash": meta.model_hash,
         **_totals(tally.rows()),
         "complete": tally.complete,
+        **({"cut": tally.cut} if tally.cut else {}),
+        **({"resumed": dict(meta.resumed)} if meta.resumed else {}),
         "findings": tally.findings,
         "flows_omitted": _counts(tally.omitted) if tally.omitted else None,
     }

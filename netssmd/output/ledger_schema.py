@@ -86,6 +86,21 @@ class Header(msgspec.Struct, tag="header", tag_field="type", kw_only=True):
     ] = False
 
 
+class Resumed(msgspec.Struct):
+    """A session that began in an earlier run of the daemon and went on from a snapshot of it."""
+
+    snapshot: Annotated[str, told("name of the snapshot; `cut` of the earlier run's ledger, if that was stopped")]
+    ts_ns: Annotated[int, told("time of the earlier run at which the snapshot was taken")]
+    shift_ns: Annotated[int, told("how much later the session's packets are than they were to be")]
+    clean: Annotated[
+        bool,
+        told(
+            "the earlier run was stopped: nothing is lost or repeated. Otherwise it was killed, and at live pace what "
+            "it sent after `ts_ns` is made again, later"
+        ),
+    ]
+
+
 class SessionLine(msgspec.Struct, tag="session", tag_field="type", kw_only=True):
     """A session that spoke or ended in this slice."""
 
@@ -105,6 +120,12 @@ class SessionLine(msgspec.Struct, tag="session", tag_field="type", kw_only=True)
     packets: Annotated[int, told("its packets in this slice")]
     bytes: Annotated[int, told("their bytes on the wire")]
     complete: Annotated[bool, told("it ended in this slice")]
+    cut: Annotated[
+        str | None, told("the daemon stopped in this slice, and kept the session in this snapshot; missing otherwise")
+    ] = None
+    resumed: Annotated[
+        Resumed | None, told("where the session went on from, if it began in an earlier run; missing otherwise")
+    ] = None
     findings: Annotated[dict[str, int], told("packets that broke a rule of TCP/IP, by finding (compliance.md)")]
     flows: Annotated[list[FlowRow], told("its flows in this slice")]
     flows_omitted: Annotated[
@@ -126,6 +147,7 @@ Line: TypeAlias = Header | SessionLine | Omitted
 TITLES: dict[str, type[msgspec.Struct]] = {
     '`type` "header"': Header,
     '`type` "session"': SessionLine,
+    "`resumed`": Resumed,
     "`flows[]`": FlowRow,
     "`flows_omitted`": Counts,
     '`type` "omitted"': Omitted,

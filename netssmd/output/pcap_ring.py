@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Final, Literal, Protocol
 
 from netssmd.errors import OutputError
-from netssmd.packet.pcap import FILE_HEADER_BYTES, Packet, file_header, record, whole_records
+from netssmd.packet.pcap import FILE_HEADER_BYTES, Packet, file_header, read_capture, record, whole_records
 
 _BUFFER: Final = 1 << 20
 _SECOND: Final = 1_000_000_000
@@ -120,6 +120,7 @@ class PcapRing:
         self._drop = on_full == "drop"
         self._beside = beside
         self._on_complete = on_complete
+        self._pattern = re.compile(rf"{re.escape(prefix)}_\d{{5,}}_\d{{14}}\.pcap")
         self._complete: deque[str] = deque()  # captures in the directory, oldest first; kept for `max_files` only
         self._number = 0  # of the last capture begun, by any run
         self._slice: _Slice | None = None
@@ -195,6 +196,19 @@ class PcapRing:
         finally:
             self._abandon()
             self._unlock()
+
+    def last_stored(self) -> tuple[int, int] | None:
+        """Time of the last packet in the newest complete capture, and how many packets at the end have that time."""
+        names = [name for name in os.listdir(self._directory) if self._pattern.fullmatch(name)]
+        if not names:
+            return None
+        path = self._directory / max(names, key=_number)
+        last_ns = count = 0
+        with path.open("rb") as file:
+            for packet in read_capture(file):
+                count = count + 1 if packet.ts_ns == last_ns else 1
+                last_ns = packet.ts_ns
+        return (last_ns, count) if count else None
 
     # ---- storing
 
@@ -407,7 +421,7 @@ class PcapRing:
 
     def _take_over(self) -> None:
         """Finish what a killed run left, and go on where it was."""
-        pattern = re.compile(rf"{re.escape(self._prefix)}_\d{{5,}}_\d{{14}}\.pcap")
+        pattern = self._pattern
         names = os.listdir(self._directory)
         complete = [name for name in names if pattern.fullmatch(name)]
         left = []
