@@ -80,7 +80,7 @@ METRICS: dict[str, tuple[Row, ...]] = {
             lambda s: s.output.counters.packets),
         Row("netssmd_bytes", "counter", ("label",), "Bytes of these packets on the wire.",
             lambda s: s.output.counters.bytes),
-        Row("netssmd_flows_opened", "counter", ("label",), "Flows of which a packet was sent.",
+        Row("netssmd_flows_opened", "counter", ("label",), "Flows opened; a five-tuple used again counts again.",
             lambda s: s.output.counters.flows),
         Row("netssmd_sink_packets", "counter", ("sink",), "Packets that arrived where they were to go.",
             lambda s: {sink_name(sink): sink.packets for sink in s.output.sinks}),
