@@ -35,6 +35,7 @@ COMMANDS = {
     "model": "Show, list and import models.",
     "tap": "Make, remove and list the TAP devices that packets leave on.",
     "bench": "Measure packets and tokens a second on this machine.",
+    "untaint": "Clear the provenance mark from a capture.",
     "doctor": "Check this installation and say what is missing.",
 }
 

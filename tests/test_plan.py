@@ -9,6 +9,7 @@ from netssmd.engine.identities import BROADCAST, EPHEMERAL, MULTICAST, UNICAST, 
 from netssmd.engine.plan import CLIENT, SERVER, address_plan
 from netssmd.engine.sampling import Stream, derive
 from netssmd.errors import ConfigError
+from netssmd.packet.mark import OUI
 
 
 def fresh(session: int = 0, **plan: object) -> FreshIdentities:
@@ -150,3 +151,10 @@ def test_a_vlan_tag_stands_before_the_ethertype() -> None:
     link = bytes(12) + b"\x08\0"
     assert fresh().link(link) == link
     assert fresh(vlan=300).link(link) == bytes(12) + bytes.fromhex("8100012c0800")
+
+
+def test_the_mark_of_macs_comes_before_what_else_is_said_of_them() -> None:
+    plan = address_plan(mark="oui", gateway="02:00:00:00:00:09", labels={"x": {"mac_prefix": "02:11", "vlan": 3}})
+    for own in (plan, plan.for_label("x")):
+        assert own.gateway[:3] == own.mac(bytes(4))[:3] == own.mac(bytes(16))[:3] == OUI and own.mark == "oui"
+    assert address_plan(mark="oui", gateway="none").gateway == b""

@@ -31,6 +31,7 @@ from netssmd.errors import OutputError, UsageError
 
 if TYPE_CHECKING:
     from netssmd.engine.opening import OpenModel, Prompt
+    from netssmd.engine.plan import AddressPlan
     from netssmd.engine.session import OutPacket, Session, SessionInfo
     from netssmd.output.ledger import Ledger, SessionMeta
     from netssmd.packet.pcap import Packet
@@ -86,6 +87,10 @@ class Finite(click.FloatRange):
 @click.option("--snaplen", type=click.IntRange(64, 262_144), help="Keep so many bytes of each frame. Default: all.")
 @click.option("--payload", type=click.Choice(["zero", "random", "pattern", "protocol"]), default="protocol",
               show_default=True, help="What fills packets behind their headers.")  # fmt: skip
+@click.option("--mark", type=click.Choice(["none", "reserved-bit", "oui"]), default="none", show_default=True,
+              help="Tells the frames from real ones; `netssmd untaint` clears it.")  # fmt: skip
+@click.option("--addresses", type=click.Path(path_type=Path), metavar="FILE.toml",
+              help="A daemon's configuration whose [addresses] count here too.")  # fmt: skip
 @click.option("--model", default="embedded", help="Checkpoint folder. Default: the embedded model.")
 @click.option("--backend", type=click.Choice(["auto", "cpu", "torch", "cuda"]), default="auto", show_default=True)
 @click.option("--threads", type=click.IntRange(1), help="Engine threads. Default: one a core.")
@@ -94,8 +99,8 @@ class Finite(click.FloatRange):
 def command(
     labels: tuple[str, ...], sessions: int, packets: int | None, max_packets: int, seed: int | None, rtt: float | None,
     rate: float | None, loss: float | None, prompt: Path | None, prompt_packets: int, prompt_hosts: str,
-    temperature: float | None, start: str, spacing: str, snaplen: int | None, payload: str, model: str, backend: str,
-    threads: int | None, output: str, **byte: Any,
+    temperature: float | None, start: str, spacing: str, snaplen: int | None, payload: str, mark: str,
+    addresses: Path | None, model: str, backend: str, threads: int | None, output: str, **byte: Any,
 ) -> None:  # fmt: skip
     """Generate sessions once, into a capture file or a folder."""
     from netssmd.engine.mix import CONDITIONS
@@ -107,11 +112,13 @@ def command(
     names = opened.labels if "all" in labels else tuple(dict.fromkeys(labels))
     opened.check_labels(names)
     given = {"rtt_ms": rtt, "rate_mbit": rate, "loss_pct": loss}
+    seed = secrets.randbits(32) if seed is None else seed
     job = Job(
         opened,
         names,
         sessions,
-        secrets.randbits(32) if seed is None else seed,
+        seed,
+        plan_for(addresses, seed, mark),
         {name: CONDITIONS[name][:2] if value is None else (value, value) for name, value in given.items()},
         packets or max_packets,
         asked.tokens or 0,
@@ -126,6 +133,18 @@ def command(
     count = min(threads or len(os.sched_getaffinity(0)), job.sessions)
     outcomes = target.write(job, count)
     _tell(job, outcomes, output, packets is None)
+
+
+def plan_for(file: Path | None, seed: int, mark: str) -> AddressPlan:
+    """The default address plan, or that of a daemon's configuration file."""
+    if file is None:
+        from netssmd.engine.plan import address_plan
+
+        return address_plan(seed=seed, mark=mark)
+    from netssmd.daemon.addresses import plan_of
+    from netssmd.daemon.config import load
+
+    return plan_of(load(file).addresses, seed, f"{file}: addresses", mark)
 
 
 def _start_ns(text: str) -> int:
@@ -162,6 +181,7 @@ class Job:
     labels: tuple[str, ...]
     each: int  # sessions of each label
     seed: int
+    plan: AddressPlan
     conditions: dict[str, tuple[float, float]]
     packets: int  # where a session is cut
     tokens: int  # likewise; 0 = nowhere
@@ -191,13 +211,11 @@ class Job:
         return SessionInfo(i, label, conditions, seed, base_ns + i * self.spacing_ns)
 
     def opener(self) -> Callable[[int], Session]:
-        from netssmd.engine.plan import address_plan
         from netssmd.engine.session import Limits
 
-        plan = address_plan(seed=self.seed)
         limits, temperatures = Limits(self.packets, tokens=self.tokens), self.model.temperatures(self.temperature, {})
         return lambda i: self.model.session(
-            self.info(i), plan, limits, temperatures, self.snaplen, self.prompt, self.keep_hosts, self.payload
+            self.info(i), self.plan, limits, temperatures, self.snaplen, self.prompt, self.keep_hosts, self.payload
         )
 
     def meta(self, i: int) -> SessionMeta:

@@ -14,15 +14,18 @@ from netssmd.errors import ConfigError
 LONGEST_FILE = 16 << 20
 
 
-def plan_of(addresses: Addresses, seed: int = 0, where: str = "addresses") -> AddressPlan:
-    """The plan that a configuration describes. Raises ConfigError; `where` names the section in it."""
+def plan_of(
+    addresses: Addresses, seed: int = 0, where: str = "addresses", mark: str = "none"
+) -> AddressPlan:
+    """The plan that a configuration describes. Raises ConfigError; `where` names the section in it, `mark` is
+    `output.mark`."""
     written: dict[str, Any] = msgspec.structs.asdict(addresses)
     written["names"] = read_names(Path(addresses.names), where) if addresses.names else ()
     written["labels"] = {
         pattern: {key: value for key, value in msgspec.structs.asdict(own).items() if value is not None}
         for pattern, own in addresses.labels.items()
     }
-    return address_plan(**written, seed=seed, where=where)
+    return address_plan(**written, seed=seed, where=where, mark=mark)
 
 
 def read_names(path: Path, where: str) -> list[str]:

@@ -193,6 +193,7 @@ class Output(_Section, frozen=True):
     free_disk: Size = Size(200_000_000)
     snaplen: int = 0
     payload: Literal["zero", "random", "pattern", "protocol"] = "protocol"
+    mark: Literal["none", "reserved-bit", "oui"] = "none"
     ledger: bool = True
 
     def __post_init__(self) -> None:

@@ -194,7 +194,7 @@ def _temperatures(service: Service, config: Config) -> None:
 
 
 def _plan(service: Service, config: Config) -> None:
-    service.plan = plan_of(config.addresses, service.seed)
+    service.plan = plan_of(config.addresses, service.seed, mark=config.output.mark)
 
 
 @dataclass(frozen=True, slots=True)

@@ -144,7 +144,7 @@ class Service:
         self.mix = retarget.mix_of(config, model.labels, self.seed)
         self.slots = retarget.slots_of(config)
         self.threads = min(thread_count(engine.threads), traffic.concurrency or self.slots)
-        self.plan = plan_of(config.addresses, self.seed)
+        self.plan = plan_of(config.addresses, self.seed, mark=config.output.mark)
         self.limits = Limits(traffic.session_packets, traffic.session_duration)
         self.temperatures = model.temperatures(traffic.temperature, traffic.temperatures)
         self.cap_packets_per_second = traffic.packets_per_second

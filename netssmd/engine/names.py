@@ -67,9 +67,11 @@ class ServiceNames:
 
     def of_length(self, size: int) -> list[int]:
         """Services whose names are `size` characters long."""
-        if not self._by_length:
+        if not self._by_length:  # engine threads share a plan: none may see it half made
+            made: dict[int, list[int]] = {}
             for service in range(self.count):
-                self._by_length.setdefault(len(self.name(service)), []).append(service)
+                made.setdefault(len(self.name(service)), []).append(service)
+            self._by_length = made
         return self._by_length.get(size, [])
 
     def shorter(self, size: int) -> list[int]:

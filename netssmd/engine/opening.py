@@ -7,7 +7,7 @@ engine thread). Unknown labels and fields raise UsageError with near matches.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -30,9 +30,11 @@ from netssmd.engine.session import NO_LIMITS, Limits, Session, SessionInfo, Temp
 from netssmd.errors import CheckpointError, UsageError
 from netssmd.model.backend import Kind, Sampling, Weights, open_backend
 from netssmd.model.checkpoint import embedded_model_path, load_config_and_codec, model_hash
+from netssmd.packet.mark import render_marked
 from netssmd.packet.payload import PayloadWriter
 from netssmd.packet.pcap import Packet
 from netssmd.packet.render import render
+from netssmd.packet.wire import Headers
 
 MAX_FLOWS = 1024  # contexts that a served session keeps; a prompt is encoded under the same cap, so that its ranks hold
 MTU = 1500  # bytes of a fresh packet from its IP header on
@@ -105,7 +107,8 @@ class OpenModel:
         """A session at its beginning. keep_hosts: the prompt's hosts stay who they are; otherwise the plan gives them
         new identities."""
         vocabulary = self.vocabulary
-        fresh = FreshIdentities(plan.for_label(info.label), info.number, Stream(derive(info.seed, "identities")))
+        plan = plan.for_label(info.label)
+        fresh = FreshIdentities(plan, info.number, Stream(derive(info.seed, "identities")))
         if isinstance(vocabulary, ByteVocabulary):
             return self._byte_session(
                 vocabulary, info, fresh, limits, temperatures, snaplen, prompt, keep_hosts, payload
@@ -120,7 +123,7 @@ class OpenModel:
             Stream(derive(info.seed, "tokens")),
             fixed,
             vocabulary.end,
-            partial(render, snaplen=snaplen) if snaplen else render,
+            _rendering(plan, snaplen),
             limits,
             temperatures,
             prompt.tokens if prompt else (),
@@ -159,7 +162,7 @@ class OpenModel:
             Stream(derive(info.seed, "tokens")),
             vocabulary.told_rows(info.label, info.conditions),
             vocabulary.begin(info.label),
-            decoder.as_generated if raw else partial(render, snaplen=snaplen) if snaplen else render,
+            decoder.as_generated if raw else _rendering(fresh.plan, snaplen),
             limits,
             temperatures,
             prompt.tokens if prompt else (),
@@ -194,6 +197,11 @@ class OpenModel:
             encoder.packet(packet.ts_ns, packet.data, packet.orig_len)
         encoded = encoder.encoded
         return Prompt(list(encoded.tokens), encoded.identities, encoded.start_ns, encoded.packets)
+
+
+def _rendering(plan: AddressPlan, snaplen: int) -> Callable[[Headers], tuple[bytes, int]]:
+    rendering = render_marked if plan.mark == "reserved-bit" else render
+    return partial(rendering, snaplen=snaplen) if snaplen else rendering
 
 
 def open_model(

@@ -27,6 +27,7 @@ from typing import Final
 from netssmd.engine.names import MOST, ServiceNames
 from netssmd.engine.sampling import derive, mix, permute, unpermute
 from netssmd.errors import ConfigError
+from netssmd.packet.mark import OUI
 
 CLIENT, SERVER = 0, 1
 
@@ -79,7 +80,8 @@ class AddressPlan:
 
     pools: by (role, IP version). gateway: the router's MAC; empty: none, servers have MACs of their own. vlan: tag of
     every frame, 0 = none. hosts: clients that come back, 0 = as many as the pool holds. names: of the services.
-    labels: plans of labels that have one of their own, by pattern; the first that fits counts.
+    mark: of packet/mark.py, in each frame. labels: plans of labels that have one of their own, by pattern; the first
+    that fits counts.
     """
 
     pools: dict[tuple[int, int], Pool]
@@ -89,6 +91,7 @@ class AddressPlan:
     vlan: int
     hosts: int
     names: ServiceNames
+    mark: str = "none"
     labels: tuple[tuple[str, "AddressPlan"], ...] = ()
 
     def for_label(self, label: str) -> "AddressPlan":
@@ -166,19 +169,28 @@ def address_plan(
     vlan: int = 0,
     domain: str = DOMAIN,
     names: Sequence[str] = (),
+    mark: str = "none",
     labels: Mapping[str, Mapping[str, object]] | None = None,
 ) -> AddressPlan:
     """Check what an operator wrote and build the plan. Raises ConfigError naming `where`, the key, what was found and
     the remedy.
 
     hosts: clients that come back, 0 = all of the pool. services: servers that have names. gateway: a MAC, "auto" or
-    "none". domain: of made-up names. names: instead of those. labels: by pattern, the keys of `DEFAULTS` that differ.
+    "none". domain: of made-up names. names: instead of those. mark: "none", "reserved-bit", or "oui",
+    which comes before `mac_prefix` and `gateway`. labels: by pattern, the keys of `DEFAULTS` that differ.
     """
     written = {
         "clients": clients, "servers": servers, "mac_prefix": mac_prefix, "hosts": hosts, "services": services,
         "gateway": gateway, "vlan": vlan,
     }  # fmt: skip
     listed = _listed(where, names)
+    if mark == "oui":
+        written["mac_prefix"] = OUI.hex()
+        written["gateway"] = "none" if gateway == "none" else "auto"
+        labels = {
+            pattern: {key: value for key, value in own.items() if key not in ("mac_prefix", "gateway")}
+            for pattern, own in (labels or {}).items()
+        }
     if not _DOMAIN.fullmatch(domain) or len(domain) > 100:
         raise ConfigError(f"{where}: domain {domain!r} is not one; write one such as test or lab.example.net")
     whole = _one_plan(where, written, seed, domain, listed)
@@ -190,7 +202,7 @@ def address_plan(
     for i, (_, at, plan) in enumerate(plans):
         for other_at, other in ((where, whole), *((at, plan) for _, at, plan in plans[:i])):
             _apart(at, plan, other_at, other)
-    return replace(whole, labels=tuple((pattern, plan) for pattern, _, plan in plans))
+    return replace(whole, mark=mark, labels=tuple((pattern, replace(plan, mark=mark)) for pattern, _, plan in plans))
 
 
 def _one_plan(where: str, written: Mapping[str, object], seed: int, domain: str, listed: list[bytes]) -> AddressPlan:

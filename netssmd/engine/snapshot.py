@@ -46,6 +46,7 @@ from netssmd.engine.sampling import Stream
 from netssmd.engine.session import FiveTuple, Limits, Session, SessionInfo, Temperatures
 from netssmd.errors import SnapshotError
 from netssmd.packet import compliance
+from netssmd.packet.mark import render_marked
 from netssmd.packet.messages import WRITERS, Speaker, filler
 from netssmd.packet.payload import PayloadWriter
 from netssmd.packet.render import render
@@ -176,6 +177,7 @@ def named_things(vocabulary: Vocabulary, plan: AddressPlan) -> dict[str, object]
         **{f"plan of {pattern}": own for pattern, own in plan.labels},
         "kinds": KINDS,
         "render": render,
+        "render_marked": render_marked,
         f"writer {filler.__name__}": filler,
         **writers,
     }
