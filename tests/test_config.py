@@ -43,7 +43,7 @@ def test_units_and_conditions() -> None:
         ("[metrics]\nport = '1'", 't.toml: metrics.port: found "1"; write a whole number, such as 9464'),
         ("[traffic]\nlabels = ['web']", 't.toml: traffic.labels: found ["web"]; write a table of a number'),
         ("[traffic.labels]\nweb = 'x'", 't.toml: traffic.labels.web: found "x"; write a number'),
-        ("[traffic.labels]\nweb = inf", "t.toml: traffic.labels.web: found inf; write 0 or more"),
+        ("[traffic.labels]\nweb = inf", "t.toml: traffic.labels.web: found inf; write 0 to 1e+09"),
         ("[traffic]\nconcurrency = 100000000000000000000", "traffic.concurrency: found 1e+20; write 0 to 100000"),
         ("[traffic]\ntemperature = 1e9", "t.toml: traffic.temperature: found 1e+09; write 0 to 100"),
         ("[traffic.temperatures]\niat = -1", "t.toml: traffic.temperatures.iat: found -1; write 0 to 100"),

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT / "tools" / "fuzz"))
 
 import targets  # noqa: E402
-from targets import SEEDS, TARGETS, other_value  # noqa: E402
+from targets import SEEDS, TARGETS, damaged  # noqa: E402
 
 KEPT = sorted((folder.name, path) for folder in SEEDS.iterdir() for path in folder.iterdir())
 MOST_BYTES = 64 << 20  # that reading a small input may take
@@ -34,35 +34,13 @@ def test_kept_inputs(name: str, path: Path) -> None:
     TARGETS[name].run(path.read_bytes())
 
 
-def damaged(data: bytes, name: str, rng: random.Random) -> bytes:
-    """The input with a few changes: bytes, pieces, words of the target, values of its JSON."""
-    target = TARGETS[name]
-    for _ in range(rng.choice([1, 1, 2, 4])):
-        at = rng.randrange(len(data) + 1)
-        size = rng.choice([1, 1, 2, 4, 8, 40])
-        match rng.randrange(6):
-            case 0:
-                data = data[:at] + rng.randbytes(size) + data[at + size :]
-            case 1:
-                data = data[:at] + data[at + size :]
-            case 2:
-                data = data[:at] + data[at : at + size] * rng.choice([2, 50]) + data[at + size :]
-            case 3:
-                data = data[:at] + rng.choice([b"\xff", b"\0", b"\x7f"]) * size + data[at + size :]
-            case 4 if target.words:
-                data = data[:at] + rng.choice(target.words).encode("latin-1") + data[at:]
-            case _ if target.json_at is not None:
-                data = other_value(data, target.json_at, rng)
-    return data[: 2 * target.most_bytes]
-
-
 @pytest.mark.parametrize("name", TARGETS)
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 @given(seed=st.integers(0, 2**64 - 1))
 def test_damaged_inputs(name: str, seed: int) -> None:
     rng = random.Random(seed)
     path = rng.choice([path for kind, path in KEPT if kind == name])
-    TARGETS[name].run(damaged(path.read_bytes(), name, rng))
+    TARGETS[name].run(damaged(path.read_bytes(), TARGETS[name], rng))
 
 
 @pytest.mark.parametrize("name", TARGETS)
@@ -82,6 +60,14 @@ LIES = {
         "model_config", (SEEDS / "model_config/small").read_bytes().replace(b'"n_layer":1', b'"n_layer":1000000000'),
     ),
     "TOML with a number of 100,000 digits": ("toml", b"[traffic]\nseed = " + b"9" * 100_000),
+    "a ledger of the year 10^20": (
+        "ledger", (SEEDS / "ledger/small").read_bytes().replace(b'"last_ts_ns": 2', b'"last_ts_ns": 1' + b"0" * 29),
+    ),
+    "merges that are no pairs": (
+        "import_tokenizer", (SEEDS / "import_tokenizer/bpe").read_bytes().replace(b'"1 0"', b"0"),
+    ),
+    "a request whose id is no text": ("control", b'{"command": "status", "id": "\\ud800"}'),
+    "a request whose id is nested": ("control", b'{"command": "status", "id": ' + b"[" * 990 + b"]" * 990 + b"}"),
     "TOML nested 10,000 deep": ("toml", b"x = " + b"[" * 10_000),
     "TOML with a key of 2,000 parts": ("toml", b"engine.threads." + b"a." * 2_000 + b"a = 1"),
     "a size of 5,000 digits": ("units", b"1" * 5_000 + b"MB"),

@@ -132,7 +132,7 @@ def test_safetensors_and_a_tokenizer_elsewhere(tmp_path: Path) -> None:
     save_file({name: t.contiguous() for name, t in tensors.items()}, tmp_path / "hf" / "model.safetensors")
     (tmp_path / "tok").mkdir()
     (tmp_path / "hf" / "tokenizer.json").rename(tmp_path / "tok" / "tokenizer.json")
-    with pytest.raises(CheckpointError, match=r"hf/tokenizer.json: No such file"):
+    with pytest.raises(CheckpointError, match=r"hf/tokenizer.json: no such file"):
         import_model(tmp_path / "hf", tmp_path / "ours")
     imported = import_model(tmp_path / "hf", tmp_path / "ours", 94, ("tcp",), tokenizer=tmp_path / "tok")
     assert imported.vocabulary.layout.packet_bytes == 94

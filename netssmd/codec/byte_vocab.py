@@ -233,7 +233,7 @@ def names_of_tokenizer(document: dict[str, Any], size: int) -> list[str]:
         raise ValueError("has no model.vocab")
     for name, number in vocab.items():
         entries.append((str(name), _id_of(name, number)))
-    for added in document.get("added_tokens") or []:
+    for added in _list_of(document, "added_tokens"):
         if not isinstance(added, dict) or "content" not in added:
             raise ValueError("added_tokens holds something that is no token")
         entries.append((str(added["content"]), _id_of(added["content"], added.get("id"))))
@@ -260,6 +260,16 @@ def labels_of(names: list[str]) -> tuple[str, ...]:
     )
 
 
+def _list_of(document: dict[str, Any], key: str) -> list[Any]:
+    """A list that may be missing or null."""
+    value = document.get(key)
+    if value is None:
+        return []
+    if not isinstance(value, list):
+        raise ValueError(f"{key} is no list")
+    return value
+
+
 def _id_of(name: object, number: object) -> int:
     if isinstance(number, bool) or not isinstance(number, int) or number < 0:
         raise ValueError(f"token {name!r} has id {number!r}; it must be a whole number from 0")
@@ -269,8 +279,10 @@ def _id_of(name: object, number: object) -> int:
 def _check_merges(model: dict[str, Any], ids: dict[str, int]) -> None:
     """A byte's decimal string has to end up as one token, or the model has met it as several."""
     ranks: dict[tuple[str, str], int] = {}
-    for rank, merge in enumerate(model.get("merges") or []):
-        pair = merge.split(" ") if isinstance(merge, str) else list(merge)
+    for rank, merge in enumerate(_list_of(model, "merges")):
+        pair = merge.split(" ") if isinstance(merge, str) else merge
+        if not isinstance(pair, list) or not all(isinstance(piece, str) for piece in pair):
+            raise ValueError("model.merges holds something that is no pair")
         if len(pair) == 2:
             ranks[pair[0], pair[1]] = rank
     for value in range(256):

@@ -112,7 +112,7 @@ class Traffic(_Section, frozen=True):
         if 0 < self.packets_per_second < 0.001:
             raise ValueError(f"packets_per_second is {self.packets_per_second:g}; write 0 for no cap, or 0.001 or more")
         for key, value in self.labels.items():
-            _at_least(f"labels.{key}", value, 0)
+            _between(f"labels.{key}", value, 0, 1e9)
         for name, value in (("temperature", self.temperature), *self.temperatures.items()):
             _between(name if name == "temperature" else f"temperatures.{name}", value, 0, 100)
         if self.labels and not any(self.labels.values()):

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import math
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -94,8 +93,8 @@ def _weights(value: Any) -> dict[str, float]:
         raise UsageError('write labels with weights, such as {"web": 3, "dns": 1}')
     for label, weight in value.items():
         _text(label)
-        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < math.inf:
-            raise UsageError(f"{label}: write a weight of 0 or more")
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight <= 1e9:
+            raise UsageError(f"{label}: write a weight of 0 or more, up to 1e9")
     return {label: float(weight) for label, weight in value.items()}
 
 
@@ -308,7 +307,16 @@ def parse_request(data: bytes | str) -> Request:
         raise UsageError(f"unknown command {str(name)[:40]!r}: {_nearest(str(name), list(BY_NAME))}")
     if not isinstance(arguments, dict):
         raise UsageError("arguments: write an object of names and values")
-    return Request(BY_NAME[name], check_arguments(BY_NAME[name], arguments), tree.get("id"))
+    return Request(BY_NAME[name], check_arguments(BY_NAME[name], arguments), _identity(tree.get("id")))
+
+
+def _identity(value: Any) -> Any:
+    """What a caller calls its request by comes back in the reply, so it is something that can stand there."""
+    if value is None or (type(value) is int and abs(value) < 1 << 53):
+        return value
+    if isinstance(value, str) and len(value) <= 100 and value.isprintable():
+        return value
+    raise UsageError("id: write a whole number or text of up to 100 characters")
 
 
 def check_arguments(command: Command, given: Arguments) -> Arguments:

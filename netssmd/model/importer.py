@@ -13,7 +13,6 @@ MLP layers, several groups, a head of its own ...) is refused by name.
 
 from __future__ import annotations
 
-import json
 import os
 import pickle
 from collections.abc import Mapping
@@ -27,7 +26,7 @@ import numpy.typing as npt
 from netssmd.codec.byte_vocab import ByteVocabulary, labels_of, names_of_tokenizer
 from netssmd.codec.timing import Timing
 from netssmd.errors import CheckpointError, ConfigError, NetssmdError
-from netssmd.model.checkpoint import save_checkpoint
+from netssmd.model.checkpoint import read_json, save_checkpoint
 from netssmd.model.config import ModelConfig
 
 Array = npt.NDArray[np.float32]
@@ -81,12 +80,12 @@ def import_model(
     """
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: no such folder; name one that mamba_ssm's save_pretrained wrote")
-    data = _json(folder / "config.json")
+    data = read_json(folder / "config.json")
     tensors, weights = read_tensors(folder)
     config = read_config(data, folder / "config.json", tensors, weights)
     where = tokenizer or folder / "tokenizer.json"
     where = where / "tokenizer.json" if where.is_dir() else where
-    document = _json(where)
+    document = read_json(where)
     try:
         names = names_of_tokenizer(document, config.vocab_size)
         vocabulary = ByteVocabulary(
@@ -246,18 +245,6 @@ def _torch(path: Path) -> Any:
     except ImportError:
         raise NetssmdError(f"{path}: reading it needs torch; install it with `pip install 'netssmd[train]'`") from None
     return torch
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_bytes())
-    except OSError as error:
-        raise CheckpointError(f"{path}: {error.strerror or error}") from None
-    except ValueError as error:
-        raise CheckpointError(f"{path}: is not JSON: {error}") from None
-    if not isinstance(data, dict):
-        raise CheckpointError(f"{path}: holds a JSON {type(data).__name__}; it must be an object")
-    return data
 
 
 def model_card(folder: Path, config: ModelConfig, vocabulary: ByteVocabulary) -> str:

@@ -25,6 +25,7 @@ from netssmd.output.ledger import SCHEMA
 from netssmd.output.ledger_schema import FlowRow, Header, Line, Omitted, Pair, SessionLine
 
 MOST_FLOWS: Final = 1_000_000
+MOST_NS: Final = 1 << 63
 
 
 _DECODER: msgspec.json.Decoder[Line] = msgspec.json.Decoder(Line)
@@ -124,6 +125,13 @@ def _lines(path: Path) -> Iterator[Line]:
                     raise LedgerError(f"{path}: line {number}: a ledger is one header, then sessions")
                 if isinstance(line, Header) and line.schema != SCHEMA:
                     raise LedgerError(f"{path}: schema {line.schema}: this version reads schema {SCHEMA}")
+                if isinstance(line, SessionLine):
+                    for row in line.flows:
+                        if not 0 <= row.first_ts_ns <= row.last_ts_ns < MOST_NS:
+                            raise LedgerError(
+                                f"{path}: line {number}: a flow from {row.first_ts_ns} to {row.last_ts_ns} ns; times "
+                                "lie in order between 1970 and 2262"
+                            )
                 yield line
     except (OSError, EOFError, zlib.error) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)

@@ -20,8 +20,11 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2] / "tes
 import frames as made
 from targets import EMPTY, SEEDS, TINY, TOKENS
 
+from netssmd.codec.byte_vocab import ByteVocabulary, labels_of
+from netssmd.daemon.control import COMMANDS, Command
 from netssmd.model.checkpoint import _config_dict, _safetensors, _tokenizer_dict
 from netssmd.model.config import ModelConfig
+from netssmd.output.ledger import SCHEMA
 from netssmd.packet.pcap import Packet, file_header, record
 
 A, B = made.HOSTS4[:2]
@@ -57,17 +60,60 @@ def pcapng(order: str) -> bytes:
     return section + interface + packet + simple
 
 
+FLOW = {"packets": [1, 1], "bytes": [60, 60], "ip_bytes": [40, 40], "payload_bytes": [0, 0], "first_ts_ns": 1,
+        "last_ts_ns": 2, "proto": 6, "src": "198.18.0.1", "sport": 40000, "dst": "198.19.0.1", "dport": 443,
+        "history": "Sh"}  # fmt: skip
+LEDGER = b"".join(
+    json.dumps(line).encode() + b"\n"
+    for line in (
+        {"type": "header", "schema": SCHEMA, "capture": "a.pcap", "model": "", "model_hash": "0", "version": "1",
+         "linktype": 1, "snaplen": 0, "created": "", "sessions": 1, "packets": 2},
+        {"type": "session", "session": "7-1", "label": "web", "attack": False, "conditions": {}, "seed": 1,
+         "model_hash": "0", "first_ts_ns": 1, "last_ts_ns": 2, "packets": 2, "bytes": 120, "complete": True,
+         "findings": {}, "flows": [FLOW], "flows_omitted": None},
+        {"type": "omitted", "first_ts_ns": None, "last_ts_ns": 2, "packets": 0, "bytes": 0},
+    )
+)  # fmt: skip
+
+
+def byte_vocabulary() -> ByteVocabulary:
+    names = [*map(str, range(256)), "<|web|>", "<|pkt|>", "<|endoftext|>"]
+    return ByteVocabulary(tuple(names), labels_of(names), 94, (), framed=False)
+
+
+def example(command: Command) -> dict[str, object]:
+    """A request that the command takes."""
+    values: dict[str, object] = {"true": True, "web=3 dns=1": {"web": 3}, "session-ended": ["session-ended"]}
+    given = {}
+    for argument in command.arguments:
+        shown = argument.kind.example
+        given[argument.name] = values.get(shown, float(shown) if shown.isdigit() else shown)
+    return {"command": command.name, "arguments": {k: int(v) if isinstance(v, float) else v for k, v in given.items()}}
+
+
 def seeds() -> dict[str, dict[str, bytes]]:
     packets = [Packet(i * 1000, frame, len(frame)) for i, frame in enumerate(some_frames())]
     plain = file_header() + b"".join(record(packet) for packet in packets)
     cooked = plain[:20] + struct.pack("<I", 113) + plain[24:]
     sized = ModelConfig(4, 1, EMPTY.size, EMPTY.rows, d_state=1, headdim=4)
     arrays = {name: np.zeros(shape, np.float32) for name, shape in TINY.tensors().items()}
+    mamba = {"d_model": TINY.d_model, "n_layer": 1, "vocab_size": 2, "pad_vocab_size_multiple": 1,
+             "ssm_cfg": {"layer": "Mamba2", "d_state": 1, "d_conv": 1, "expand": 1, "headdim": 1}}  # fmt: skip
+    specials = ["<|web|>", "<|pkt|>", "<|endoftext|>"]
+    vocab = {**{str(n): n for n in range(256)}, **{name: 256 + i for i, name in enumerate(specials)}}
+    words = {"model": {"type": "WordLevel", "vocab": vocab}, "added_tokens": [{"id": 256, "content": "<|web|>"}]}
+    bpe = {"model": {"type": "BPE", "vocab": {"0": 0, "1": 1, "10": 2}, "merges": ["1 0"]}, "added_tokens": []}
     dump = lambda value: json.dumps(value, separators=(",", ":")).encode()  # noqa: E731
     return {
         "capture": {"pcap": plain, "cooked": cooked, "gzip": gzip.compress(plain, mtime=0), "ng": pcapng("<"),
                     "ng-big": pcapng(">"), "zstd": zstandard.compress(plain)},
         "frames": {"all": b"".join(bytes((len(frame), 0, 10)) + frame for frame in some_frames())},
+        "headers": {"all": b"".join(bytes((len(frame), 0, 10)) + frame for frame in some_frames())},
+        "byte_codec": {"small": dump(byte_vocabulary().to_json())},
+        "import_config": {"small": dump(mamba)},
+        "import_tokenizer": {"words": dump(words), "bpe": dump(bpe)},
+        "control": {command.name: dump(example(command)) for command in COMMANDS},
+        "ledger": {"small": LEDGER},
         "toml": {"small": b'[traffic]\nconcurrency = 3\nrtt_ms = [1, 2.5]\nlabels = {web = 1}\narrivals = "30/min"\n',
                  "places": b'[output]\ndirectory = "x"\nslice_size = "1MB"\n[addresses]\nclients = ["10.0.0.0/8"]\n'},
         "model_config": {"small": dump(_config_dict(sized, EMPTY.to_json()))},

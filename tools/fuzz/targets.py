@@ -21,16 +21,23 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 
+from netssmd.codec.byte_vocab import ByteVocabulary, labels_of, names_of_tokenizer
 from netssmd.codec.decoder import decode
 from netssmd.codec.encoder import encode
 from netssmd.codec.vocab import Statistics, Vocabulary
 from netssmd.daemon import config as daemon_config
 from netssmd.daemon.addresses import plan_of
-from netssmd.errors import CaptureError, CheckpointError, ConfigError, UsageError
+from netssmd.daemon.control import BY_NAME, failure, parse_request
+from netssmd.errors import CaptureError, CheckpointError, ConfigError, LedgerError, UsageError
 from netssmd.learn.prepare import read_manifest
+from netssmd.model.checkpoint import _json_object as json_object
 from netssmd.model.checkpoint import check_tokenizer, parse_config, parse_tensors
 from netssmd.model.config import ModelConfig
+from netssmd.model.importer import read_config
+from netssmd.output.flow_tables import write_cicflow, write_conn_log, write_csv
+from netssmd.output.ledger_reader import Reading, connections
 from netssmd.packet.compliance import Checker
 from netssmd.packet.difference import first_difference
 from netssmd.packet.pcap import MAX_SNAPLEN, read_capture, whole_records
@@ -86,14 +93,18 @@ def records(data: bytes) -> list[tuple[int, bytes, int]]:
     return found
 
 
-def frames(data: bytes) -> None:
-    """Headers, codec and compliance: all frames come back exactly, and nothing raises."""
-    given = records(data)
+def headers(data: bytes) -> None:
+    """Headers and compliance."""
     checker = Checker(max_flows=4)
-    for ts_ns, frame, orig_len in given:
+    for ts_ns, frame, orig_len in records(data):
         parse(frame, orig_len)
         checker.observe_bytes(ts_ns, frame, orig_len)
     checker.finish()
+
+
+def frames(data: bytes) -> None:
+    """The codec: all frames come back exactly."""
+    given = records(data)
     back = list(decode(encode(given, EMPTY), EMPTY))
     assert len(back) == len(given)
     for was, now in zip(given, back):
@@ -105,7 +116,7 @@ def toml(data: bytes) -> None:
     try:
         config = daemon_config.parse(data.decode("utf-8", "replace"), "given")
         plan_of(msgspec.structs.replace(config.addresses, names=""), 1, "given")  # no path is opened here
-    except (ConfigError, UsageError) as error:
+    except (ConfigError, LedgerError, UsageError) as error:
         one_line(error)
 
 
@@ -146,6 +157,61 @@ def codec(data: bytes) -> None:
         one_line(error)
     else:
         assert vocabulary.to_json() == document
+
+
+def byte_codec(data: bytes) -> None:
+    """The section of a model that speaks bytes."""
+    try:
+        document = json.loads(data)
+    except (ValueError, RecursionError):
+        return
+    try:
+        ByteVocabulary.from_json(document if isinstance(document, dict) else {})
+    except ValueError as error:
+        one_line(error)
+
+
+def import_config(data: bytes) -> None:
+    """config.json of mamba_ssm."""
+    tensors = {name: np.zeros(shape, np.float32) for name, shape in TINY.tensors().items()}
+    try:
+        read_config(json_object(data, HERE), HERE, tensors, HERE)
+    except CheckpointError as error:
+        one_line(error)
+
+
+def import_tokenizer(data: bytes) -> None:
+    """tokenizer.json of Hugging Face."""
+    try:
+        names = names_of_tokenizer(json_object(data, HERE), 272)
+        ByteVocabulary(tuple(names), labels_of(names), 128, (), framed=False)
+    except (CheckpointError, ValueError) as error:
+        one_line(error)
+
+
+def control(data: bytes) -> None:
+    """A request of the control socket and of MQTT, and that its reply can be written."""
+    reply: object
+    try:
+        request = parse_request(data)
+        reply = {"id": request.id}
+    except UsageError as error:
+        one_line(error)
+        reply = failure(error)
+    json.dumps(reply, ensure_ascii=False).encode()
+
+
+def ledger(data: bytes) -> None:
+    """A ledger, and the tables made of it."""
+    path = scratch() / "given.jsonl"
+    path.write_bytes(data)
+    try:
+        found = list(connections([path], Reading(), most_flows=10))
+    except LedgerError as error:
+        one_line(error)
+        return
+    for write in (write_csv, write_cicflow, write_conn_log):
+        write(found, io.StringIO())
 
 
 def units(data: bytes) -> None:
@@ -214,15 +280,42 @@ def other_value(data: bytes, at: int, rng: random.Random) -> bytes:
     return (len(text).to_bytes(at, "little") if at else b"") + text + tail[size:]
 
 
+def damaged(data: bytes, target: Target, rng: random.Random) -> bytes:
+    """The input with a few changes: bytes, pieces, words of the target, values of its JSON."""
+    for _ in range(rng.choice([1, 1, 2, 4])):
+        at = rng.randrange(len(data) + 1)
+        size = rng.choice([1, 1, 2, 4, 8, 40])
+        match rng.randrange(6):
+            case 0:
+                data = data[:at] + rng.randbytes(size) + data[at + size :]
+            case 1:
+                data = data[:at] + data[at + size :]
+            case 2:
+                data = data[:at] + data[at : at + size] * rng.choice([2, 50]) + data[at + size :]
+            case 3:
+                data = data[:at] + rng.choice([b"\xff", b"\0", b"\x7f"]) * size + data[at + size :]
+            case 4 if target.words:
+                data = data[:at] + rng.choice(target.words).encode("latin-1") + data[at:]
+            case _ if target.json_at is not None:
+                data = other_value(data, target.json_at, rng)
+    return data[: 2 * target.most_bytes]
+
+
 JSON_WORDS = ('"', "{", "}", "[", "]", ":", ",", "null", "true", "1e999", "-1", "18446744073709551616", "NaN")
 TARGETS: dict[str, Target] = {
     "capture": Target(capture, 512, ("\x0a\x0d\x0d\x0a", "\x1f\x8b", "\x28\xb5\x2f\xfd", "\xff\xff\xff\xff")),
+    "headers": Target(headers, 320),
     "frames": Target(frames, 320),
     "toml": Target(toml, 512, ("[traffic]", "[output]", "[addresses]", "=", '"', "[[", "]]", "inf", "nan", "1e300")),
     "model_config": Target(model_config, 4096, (*JSON_WORDS, '"codec"', '"model"', '"labels"', '"stacks"'), 0),
     "tokenizer": Target(tokenizer, 512, (*JSON_WORDS, '"model"', '"vocab"'), 0),
     "weights": Target(weights, 2048, (*JSON_WORDS, '"dtype"', '"shape"', '"data_offsets"', "BF16", "F32"), 8),
     "codec": Target(codec, 3072, JSON_WORDS, 0),
+    "byte_codec": Target(byte_codec, 3072, JSON_WORDS, 0),
+    "import_config": Target(import_config, 1024, (*JSON_WORDS, '"ssm_cfg"', '"layer"', '"Mamba2"'), 0),
+    "import_tokenizer": Target(import_tokenizer, 4096, (*JSON_WORDS, '"added_tokens"', '"merges"', '"BPE"'), 0),
+    "control": Target(control, 512, (*JSON_WORDS, '"command"', '"arguments"', '"id"', *(f'"{c}"' for c in BY_NAME)), 0),
+    "ledger": Target(ledger, 2048, (*JSON_WORDS, '"flows"', '"type"', '"session"', '"omitted"')),
     "units": Target(units, 64, ("kbit", "MiB", "ms", ".", "9")),
     "manifest": Target(manifest, 256, ("file", "label", ",", '"', "\r\n", "../")),
 }
