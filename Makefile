@@ -82,7 +82,7 @@ install-units:
 	install -D -m 644 systemd/sysusers.conf $(DESTDIR)/usr/lib/sysusers.d/netssmd.conf
 	install -D -m 644 systemd/tmpfiles.conf $(DESTDIR)/usr/lib/tmpfiles.d/netssmd.conf
 	install -m 644 systemd/drop-ins/*.conf $(DESTDIR)$(PREFIX)/share/netssmd/drop-ins
-	install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/doc/netssmd docs/operating.md
+	install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/doc/netssmd docs/operating.md docs/security.md
 	[ -e $(DESTDIR)/etc/netssmd/netssmd.toml ] || install -m 644 config/netssmd.toml $(DESTDIR)/etc/netssmd/netssmd.toml
 
 # --- the steps ---------------------------------------------------------------------------------------------------------

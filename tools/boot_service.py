@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import json
 import os
 import re
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import tempfile
@@ -27,7 +29,13 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 SKIPPED = 77
 NAMESPACES = ("unshare", "--mount", "--propagation", "private", "--pid", "--fork", "--kill-child", "--mount-proc")
 HIDDEN = ("/tmp", "/var/tmp", "/run")  # empty in the booted system
+PROGRAM = str(Path(sys.prefix, "bin", "netssmd"))
 PRIVATE = ("/home", "/root", "/run/user", "/tmp", "/var/tmp")  # what the unit's sandbox hides
+TAP = """
+[tap]
+name = "nst0"
+create = false
+"""
 STATE = Path("/var/lib/netssmd")
 SEIZE, INTERRUPT, CONTINUE, WALL = 0x4206, 0x4207, 7, 0x40000000  # of ptrace(2) and waitpid(2)
 HANGS = "hangs in its round"
@@ -116,6 +124,10 @@ def inside(folder: Path) -> int:
     root = prepare(folder)
     needed = needed_paths()
     binds = [f"--bind-ro={path}" for path in needed]
+    if Path("/dev/net/tun").exists():  # a node of its own, open to all as udev makes it: the machine's is not touched
+        os.mknod(folder / "tun", 0o600 | stat.S_IFCHR, os.makedev(10, 200))
+        os.chmod(folder / "tun", 0o666)
+        binds.append(f"--bind={folder / 'tun'}:/dev/net/tun")
     log = open(folder / "console", "w")  # noqa: SIM115 - in the tmpfs, which ends with the namespace
     nspawn = subprocess.Popen(
         ["systemd-nspawn", "--quiet", "--keep-unit", "--register=no", "--private-network", "--console=pipe",
@@ -152,11 +164,13 @@ def prepare(folder: Path) -> Path:
         link.unlink()
     for path in (STATE, Path("/etc/netssmd")):
         shutil.rmtree(str(root) + str(path), ignore_errors=True)
-    program = Path(sys.prefix, "bin", "netssmd")
-    run("make", "-s", "-C", str(REPOSITORY), "install-units", f"DESTDIR={root}", f"PROGRAM={program}")
-    for name, port in (("netssmd", 9464), ("lab", 9465)):
+    run("make", "-s", "-C", str(REPOSITORY), "install-units", f"DESTDIR={root}", f"PROGRAM={PROGRAM}")
+    for name, port in (("netssmd", 9464), ("lab", 9465), ("tap", 9466)):
         file = root / f"etc/netssmd/{name}.toml"
-        file.write_text(SETTINGS.format(port=port))
+        file.write_text(SETTINGS.format(port=port) + TAP * (name == "tap"))
+    drop_in = root / "etc/systemd/system/netssmd@tap.service.d/tap.conf"
+    drop_in.parent.mkdir()
+    shutil.copy(root / "opt/netssmd/share/netssmd/drop-ins/tap.conf", drop_in)
     bind = [path for path in needed_paths() if str(path).startswith(PRIVATE)]
     for unit in ("netssmd.service", "netssmd@.service"):
         drop_in = root / f"etc/systemd/system/{unit}.d/here.conf"
@@ -269,6 +283,7 @@ def check(machine: Machine) -> bool:
         comes_back(machine)
         watchdog_bites(machine)
         instance(machine)
+        tap(machine)
         stops(machine)
     except Failed:
         with contextlib.suppress(Failed):
@@ -294,6 +309,8 @@ def starts(machine: Machine) -> None:
     see("no capability, no new privileges, system calls filtered, not root",
         int(facts["CapEff"], 16) == int(facts["CapBnd"], 16) == 0 and facts["NoNewPrivs"] == "1"
         and facts["Seccomp"] == "2" and not facts["Uid"].startswith("0"))  # fmt: skip
+    told = json.loads(machine.call(PROGRAM, "ctl", "--json", "status"))
+    see(f"root controls it by its socket: {told['state']}", told["state"] == "running")
     wait_for("a status", lambda: "packets" in machine.show("StatusText"))
     see(f"status: {machine.show('StatusText')}", True)
 
@@ -368,6 +385,20 @@ def instance(machine: Machine) -> None:
     wait_for("its packets", lambda: machine.files("*.pcap", "lab/captures"))
     machine.call("systemctl", "stop", "netssmd@lab")
     see("and stops", machine.show("Result", "netssmd@lab") == "success")
+
+
+def tap(machine: Machine) -> None:
+    if not Path("/dev/net/tun").exists():
+        print("not tried: no /dev/net/tun for a TAP")
+        return
+    machine.call(PROGRAM, "tap", "create", "nst0", "--owner", "netssmd")
+    machine.call("systemctl", "start", "netssmd@tap")
+    counter = "/sys/class/net/nst0/statistics/rx_packets"
+    wait_for("frames on the TAP", lambda: int(machine.call("cat", counter)) > 50)
+    status = machine.call("cat", f"/proc/{machine.show('MainPID', 'netssmd@tap')}/status")
+    see("with tap.conf frames leave on the user's TAP, without a capability", "CapEff:\t0000000000000000" in status)
+    machine.call("systemctl", "stop", "netssmd@tap")
+    see("and it stops", machine.show("Result", "netssmd@tap") == "success")
 
 
 def stops(machine: Machine) -> None:
