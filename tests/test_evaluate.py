@@ -161,8 +161,8 @@ def test_features_see_no_address_and_no_port_number(tmp_path: Path) -> None:
 
 def test_the_discriminator_tells_what_differs(real: Path, synthetic: Path) -> None:
     a, b = classify.samples(read(real, "val"), 100), classify.samples(read(synthetic), 100)
-    same = classify.discriminate(a, b, trees=20)
-    slower = classify.discriminate(a, classify.Samples(b.labels, b.rows + 1000), trees=20)
+    same = classify.discriminate(a, b)
+    slower = classify.discriminate(a, classify.Samples(b.labels, b.rows + 1000))
     assert same is not None and 0.2 < same.auc < 0.8
     assert slower is not None and slower.auc == 1 and slower.each == 24
 
@@ -177,7 +177,7 @@ def test_copies_are_found(real: Path, synthetic: Path) -> None:
 
 
 def test_the_report(real: Path, synthetic: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    output = ["-o", str(tmp_path / "out"), "--trees", "5", "--labels", "talk,knock"]
+    output = ["-o", str(tmp_path / "out"), "--trees", "5", "--labels", "talk,knock", "--bootstrap", "3"]
     argv = ["evaluate", str(real), str(synthetic), *output]
     assert cli.run(argv) == 0
     out = capsys.readouterr().out
@@ -187,18 +187,23 @@ def test_the_report(real: Path, synthetic: Path, tmp_path: Path, capsys: pytest.
     for topic in report["topics"]:
         assert topic.upper() in out and f"## {topic}" in text
     assert report["sets"]["floor"]["sessions"] == 24
-    assert report["topics"]["TCP flows"]["talk"]["handshake"] == {"real": 1, "synthetic": 1, "floor": 1}
+    handshake = {"real": 1, "synthetic": 1, "floor": 1, "interval": [1, 1]}
+    assert report["topics"]["TCP flows"]["talk"]["handshake"] == handshake
+    html = (tmp_path / "out" / "report.html").read_text()
+    assert html.count("<svg") >= 6 and "figures 2, 5, 6" in html and "http-equiv" not in html
     assert report["topics"]["label test"]["chosen labels"]["synthetic"]["accuracy"] == 1
     assert cli.run([*argv, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["topics"] == report["topics"]
 
 
-def test_without_a_floor_there_is_still_a_report(
+def test_without_a_floor_the_real_captures_are_halved(
     synthetic: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     one = make(tmp_path / "one", range(3), "val", ("talk",))
-    assert cli.run(["evaluate", str(one), str(synthetic), "-o", str(tmp_path / "out"), "--trees", "2"]) == 0
-    assert "floor: 0 sessions" in capsys.readouterr().out
+    argv = ["evaluate", str(one), str(synthetic), "-o", str(tmp_path / "out"), "--trees", "2", "--mixing", "none"]
+    assert cli.run(argv) == 0
+    captured = capsys.readouterr()
+    assert "floor: 1 sessions" in captured.out and "half of each label's is the floor" in captured.err
 
 
 def test_a_damaged_capture_is_told_and_the_rest_judged(

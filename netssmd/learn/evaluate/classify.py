@@ -6,8 +6,8 @@ gaps, directions, flags, transports, flows, coarse port classes; no address, no 
 
 - **label test**: a random forest trained on synthetic sessions names real held-out ones; beside it the one trained on
   real sessions, the most there is to reach.
-- **discriminator**: a random forest that tells real from synthetic, AUC over five folds, ideal 0.5; beside it real from
-  real. Both sets give the same number of sessions of each label.
+- **discriminator**: gradient boosting that tells real from synthetic, AUC over five folds, ideal 0.5; beside it real
+  from real. Both sets give the same number of sessions of each label.
 - **copies**: the share of sessions whose first 50 packets have the sizes and directions of a training session's; beside
   it the share of held-out real ones, since short and regular sessions repeat themselves.
 """
@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from netssmd.errors import UsageError
+from netssmd.learn.evaluate.bootstrap import Interval, of_score
 from netssmd.learn.evaluate.sessions import PORT_CLASSES, TRANSPORTS, Session, by_label
 from netssmd.packet.wire import ACK, FIN, PSH, RST, SYN
 
@@ -105,6 +106,7 @@ class LabelTest:
     recall: dict[str, float]
     mistaken: dict[str, str]
     """Label -> the label that its sessions were most often taken for, if not itself."""
+    interval: Interval | None = None
 
     @property
     def chance(self) -> float:
@@ -127,18 +129,21 @@ def label_test(
         names, counts = np.unique(named[truth == label], return_counts=True)
         if (most := str(names[counts.argmax()])) != label:
             mistaken[label] = most
-    return LabelTest(used, len(train.labels), len(truth), float(np.mean(named == truth)), recall, mistaken)
+    right = named == truth
+    found = of_score(lambda chosen: float(right[chosen].mean()), len(right), seed)
+    return LabelTest(used, len(train.labels), len(truth), float(right.mean()), recall, mistaken, found)
 
 
 @dataclass(frozen=True, slots=True)
 class Discriminator:
-    """How well a forest tells two sets apart, `each` sessions of either: AUC 0.5 is not at all."""
+    """How well two sets are told apart, `each` sessions of either: AUC 0.5 is not at all."""
 
     each: int
     auc: float
+    interval: Interval | None
 
 
-def discriminate(real: Samples, other: Samples, trees: int = 300, seed: int = 0) -> Discriminator | None:
+def discriminate(real: Samples, other: Samples, seed: int = 0) -> Discriminator | None:
     """AUC over folds, on equally many sessions of each label; None with fewer than ten of each set."""
     random = np.random.default_rng(seed)
     pairs = []
@@ -149,14 +154,20 @@ def discriminate(real: Samples, other: Samples, trees: int = 300, seed: int = 0)
     a, b = (some.rows[np.concatenate(chosen)] for some, chosen in zip((real, other), zip(*pairs)))
     if len(a) < 2 * FOLDS:
         return None
-    model = forest(trees, seed)
+    from sklearn.ensemble import GradientBoostingClassifier
     from sklearn.metrics import roc_auc_score
     from sklearn.model_selection import StratifiedKFold, cross_val_predict
 
     truth = np.array([0] * len(a) + [1] * len(b))
     folds = StratifiedKFold(FOLDS, shuffle=True, random_state=seed)
+    model = GradientBoostingClassifier(random_state=seed)
     chances = cross_val_predict(model, np.concatenate((a, b)), truth, cv=folds, method="predict_proba")[:, 1]
-    return Discriminator(len(a), float(roc_auc_score(truth, chances)))
+
+    def auc(chosen: Any) -> float | None:
+        both = 0 < truth[chosen].sum() < len(chosen)
+        return float(roc_auc_score(truth[chosen], chances[chosen])) if both else None
+
+    return Discriminator(len(a), float(roc_auc_score(truth, chances)), of_score(auc, len(truth), seed, 200))
 
 
 def copied(sessions: Sequence[Session], train: Sequence[Session], prefix: int = COPY_PREFIX) -> dict[str, float]:

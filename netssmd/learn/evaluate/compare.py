@@ -12,18 +12,22 @@ the floor's.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from netssmd.learn.evaluate.bootstrap import Interval, interval, resample
 from netssmd.learn.evaluate.sessions import Session, by_label
 from netssmd.packet.compliance import INDEX
 
 Group = Sequence[Session]
+Groups = dict[str, list[Session]]
 OVERALL = "all labels"
 BENIGN = "benign"
 ATTACK = "attack-"
+SILENCE_NS = 500_000_000
+LATE = 1000  # packets after which set-up is over (the paper's long sessions)
 
 
 def ks(a: Any, b: Any) -> float:
@@ -95,6 +99,82 @@ def apart(values: Callable[[Group], Any]) -> Callable[[Group, Group], float | No
         return ks(a, b) if len(a) and len(b) else None
 
     return of
+
+
+def gap_quantile(q: float) -> Callable[[Group], float | None]:
+    """Milliseconds."""
+
+    def of(group: Group) -> float | None:
+        sample = gaps(group)
+        return 1000 * float(np.quantile(sample, q)) if len(sample) else None
+
+    return of
+
+
+def burstiness(session: Session) -> float:
+    """(s - m) / (s + m) of the gaps (Goh and Barabasi, 2008): -1 regular, 0 Poisson, 1 bursts."""
+    gaps = session.gaps_ns
+    spread, mean = float(gaps.std()), float(gaps.mean())
+    return (spread - mean) / (spread + mean) if spread + mean else 0.0
+
+
+def autocorrelation(session: Session) -> float:
+    """Of the logarithm of the gaps, at lag 1."""
+    logs = np.log10(np.maximum(session.gaps_ns, 1000))
+    here, there = logs[:-1] - logs.mean(), logs[1:] - logs.mean()
+    return float((here * there).mean() / logs.var()) if logs.var() else 0.0
+
+
+def _periods(session: Session) -> tuple[Any, Any]:
+    """Seconds of silences longer than SILENCE, and of the activity between them."""
+    long = session.gaps_ns > SILENCE_NS
+    edges = np.concatenate(([0], np.flatnonzero(long) + 1, [session.packets]))
+    on = session.times_ns[edges[1:] - 1] - session.times_ns[edges[:-1]]
+    return session.gaps_ns[long] / 1e9, on / 1e9
+
+
+def off_share(session: Session) -> float:
+    """Share of the time that is silence."""
+    return float(_periods(session)[0].sum()) / max(session.duration_seconds, 1e-9)
+
+
+def silences_per_minute(session: Session) -> float:
+    return 60 * len(_periods(session)[0]) / max(session.duration_seconds, 1.0)
+
+
+def on_seconds(session: Session) -> float:
+    return float(np.median(_periods(session)[1]))
+
+
+def of_long(value: Callable[[Session], float], packets: int) -> Callable[[Group], Any]:
+    """The values of the sessions that have so many packets."""
+    return lambda group: np.array([value(session) for session in group if session.packets >= packets])
+
+
+def phase_change(session: Session) -> float:
+    """JS distance between the signed sizes of a session's first LATE packets and of those after them."""
+    signed = np.where(session.up, session.sizes, -session.sizes).astype(np.int64)
+    least = int(signed.min())
+    n = int(signed.max()) - least + 1
+    return js(np.bincount(signed[:LATE] - least, minlength=n), np.bincount(signed[LATE:] - least, minlength=n))
+
+
+def _late(session: Session, value: Callable[[Any, Any, Any], float]) -> float:
+    """`value` of (sizes, up, seconds) after the first LATE packets."""
+    span = float(session.times_ns[-1] - session.times_ns[LATE]) / 1e9
+    return value(session.sizes[LATE:], session.up[LATE:], span)
+
+
+def late_up(session: Session) -> float:
+    return _late(session, lambda sizes, up, seconds: float(up.mean()))
+
+
+def late_size(session: Session) -> float:
+    return _late(session, lambda sizes, up, seconds: float(sizes.mean()))
+
+
+def late_rate(session: Session) -> float:
+    return _late(session, lambda sizes, up, seconds: 8e-6 * float(sizes.sum()) / max(seconds, 1e-3))
 
 
 def flow_share(finding: str) -> Callable[[Group], float | None]:
@@ -234,6 +314,35 @@ TOPICS: tuple[Topic, ...] = (
         ),
     ),
     Topic(
+        "timing",
+        "medians over sessions; gaps: quantiles over packets; burstiness, autocorrelation of log gaps at lag 1, "
+        "silences longer than 0.5 s and the activity between them",
+        (
+            Measure("gap ms 10 %", "{:,.3g}", gap_quantile(0.1)),
+            Measure("gap ms 90 %", "{:,.3g}", gap_quantile(0.9)),
+            Measure("gap ms 99 %", "{:,.3g}", gap_quantile(0.99)),
+            Measure("burstiness", "{:.2f}", median(of_long(burstiness, 3))),
+            Measure("autocorrelation", "{:.2f}", median(of_long(autocorrelation, 4))),
+            Measure("silences/min", "{:.1f}", median(of_long(silences_per_minute, 2))),
+            Measure("silent share", "{:.0%}", median(of_long(off_share, 2))),
+            Measure("active s", "{:.2f}", median(of_long(on_seconds, 2))),
+            Distance("burstiness KS", "{:.2f}", apart(of_long(burstiness, 3))),
+            Distance("silent share KS", "{:.2f}", apart(of_long(off_share, 2))),
+        ),
+    ),
+    Topic(
+        "long range",
+        f"sessions of {2 * LATE:,} packets and more: what comes after their first {LATE:,}; phase change is the JS "
+        "distance of signed sizes, before against after",
+        (
+            Measure("long sessions", "{:.0%}", lambda group: float(np.mean([s.packets >= 2 * LATE for s in group]))),
+            Measure("phase change", "{:.2f}", median(of_long(phase_change, 2 * LATE))),
+            Measure("up later", "{:.0%}", median(of_long(late_up, 2 * LATE))),
+            Measure("size later", "{:,.0f}", median(of_long(late_size, 2 * LATE))),
+            Measure("Mbit/s later", "{:,.2f}", median(of_long(late_rate, 2 * LATE))),
+        ),
+    ),
+    Topic(
         "TCP flows",
         "shares of flows; endings in sessions that came to their own end; retransmissions and gaps in 1,000 packets",
         (
@@ -275,6 +384,7 @@ class Cell:
     real: float | None
     synthetic: float | None
     floor: float | None
+    interval: Interval | None = None  # of the synthetic value
 
     def text(self) -> str:
         """`real / synthetic / floor`, or for a distance `synthetic (floor)`."""
@@ -297,19 +407,39 @@ class Table:
     lines: dict[str, dict[str, Cell]]
 
 
-def compare(real: Group, synthetic: Group, floor: Group = ()) -> list[Table]:
-    """One table a topic. Labels are those that real and synthetic have in common; `floor` may be empty."""
-    reals, synthetics, floors = by_label(real), by_label(synthetic), by_label(floor)
-    labels = [label for label in reals if label in synthetics]
-    tables = []
+Lines = dict[str, dict[str, Cell]]
+
+
+def compare(
+    real: Group, synthetic: Group, floor: Group = (), replicates: int = 0, seed: int = 0,
+    advance: Callable[[], None] = lambda: None,
+) -> list[Table]:  # fmt: skip
+    """One table a topic. Labels are those that real and synthetic have in common; `floor` may be empty. `replicates`:
+    of the bootstrap, `advance` is called once for each."""
+    groups = by_label(real), by_label(synthetic), by_label(floor)
+    lines = {topic.name: _lines(topic, *groups) for topic in TOPICS}
+    random = np.random.default_rng(seed)
+    drawn: list[dict[str, Lines]] = []
+    for _ in range(replicates):
+        again = resample(groups[0], random), resample(groups[1], random)
+        drawn.append({topic.name: _lines(topic, *again, {}) for topic in TOPICS})
+        advance()
     for topic in TOPICS:
-        lines: dict[str, dict[str, Cell]] = {}
-        for label in labels:
-            sets = reals[label], synthetics[label], floors.get(label, [])
-            lines[label] = {column.name: _cell(column, *sets) for column in topic.columns}
-        overall = {name: _means(topic, lines, keep) for name, keep in _overall(labels).items()}
-        tables.append(Table(topic.name, topic.note, tuple(c.name for c in topic.columns), {**overall, **lines}))
-    return tables
+        for name, cells in lines[topic.name].items():
+            for column, cell in cells.items():
+                found = interval([replicate[topic.name][name][column].synthetic for replicate in drawn])
+                cells[column] = replace(cell, interval=found)
+    return [Table(topic.name, topic.note, tuple(c.name for c in topic.columns), lines[topic.name]) for topic in TOPICS]
+
+
+def _lines(topic: Topic, reals: Groups, synthetics: Groups, floors: Groups) -> Lines:
+    """The cells of a topic: overall lines first, then one a label."""
+    labels = [label for label in reals if label in synthetics]
+    lines = {
+        label: {c.name: _cell(c, reals[label], synthetics[label], floors.get(label, [])) for c in topic.columns}
+        for label in labels
+    }
+    return {**{name: _means(topic, lines, keep) for name, keep in _overall(labels).items()}, **lines}
 
 
 def _cell(column: Measure | Distance, real: Group, synthetic: Group, floor: Group) -> Cell:
@@ -326,7 +456,7 @@ def _overall(labels: Sequence[str]) -> dict[str, list[str]]:
     return {**lines, BENIGN: benign} if 1 < len(benign) < len(labels) else lines
 
 
-def _means(topic: Topic, lines: dict[str, dict[str, Cell]], labels: Sequence[str]) -> dict[str, Cell]:
+def _means(topic: Topic, lines: Lines, labels: Sequence[str]) -> dict[str, Cell]:
     def mean(values: list[float | None]) -> float | None:
         known = [value for value in values if value is not None]
         return float(np.mean(known)) if known else None

@@ -41,6 +41,10 @@ class Sheet:
         return "\n".join([f"## {self.title}", "", *note, line(self.head), rule, *map(line, self.rows)])
 
 
+def number(value: float | None, form: str = "{:.2f}") -> str:
+    return "-" if value is None else form.format(value)
+
+
 def of_table(table: Table) -> Sheet:
     """A topic of `compare`: a line a label, `real / synthetic / floor` or `distance (floor)` in each cell."""
     rows = [(name, *(cells[column].text() for column in table.columns)) for name, cells in table.lines.items()]
@@ -48,6 +52,7 @@ def of_table(table: Table) -> Sheet:
         name: {
             column: {
                 **({} if cell.distance else {"real": cell.real}), "synthetic": cell.synthetic, "floor": cell.floor,
+                "interval": cell.interval,
             }
             for column, cell in cells.items()
         }

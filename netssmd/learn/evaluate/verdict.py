@@ -10,10 +10,11 @@ from typing import Any, Protocol
 import numpy as np
 
 from netssmd.errors import UsageError
-from netssmd.learn.evaluate import classify, compare, referees, report
+from netssmd.learn.evaluate import classify, compare, figures, mixing, paper, referees, report
+from netssmd.learn.evaluate.bootstrap import Interval
 from netssmd.learn.evaluate.classify import Samples
-from netssmd.learn.evaluate.report import Sheet
-from netssmd.learn.evaluate.sessions import Session, find, load
+from netssmd.learn.evaluate.report import Sheet, number
+from netssmd.learn.evaluate.sessions import Session, by_label, find, load
 from netssmd.learn.prepare import Source
 
 
@@ -39,12 +40,15 @@ class Sets:
 
 @dataclass(frozen=True, slots=True)
 class How:
-    """`labels`: those of the label test. `first`: packets of a session that classifiers see."""
+    """`labels`: those of the label test. `first`: packets of a session that classifiers see. `replicates`: of the
+    bootstrap. `models`: what the mixtures train; none, no mixtures."""
 
     labels: tuple[str, ...] = classify.TEN_LABELS
     first: int = 300
     trees: int = 300
     seed: int = 0
+    replicates: int = 40
+    models: tuple[str, ...] = mixing.MODELS
     referees: bool = False
     referee_sessions: int = 3
 
@@ -61,8 +65,17 @@ def floor_sources(sets: Sets) -> list[Source]:
         return []
 
 
-def judge(sets: Sets, how: How, steps: Steps, complain: Callable[[str], None]) -> tuple[dict[str, Any], list[Sheet]]:
-    """Measure, compare, classify, and ask the referees if wanted. Return: what was judged, and the sheets."""
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What was judged, the tables, and the pictures as (title, SVG)."""
+
+    about: dict[str, Any]
+    sheets: list[Sheet]
+    pictures: list[tuple[str, str]]
+
+
+def judge(sets: Sets, how: How, steps: Steps, complain: Callable[[str], None]) -> Verdict:
+    """Measure, compare, classify, and ask the referees if wanted."""
     classify.forest(how.trees, how.seed)  # fails now, not after the reading, where scikit-learn is missing
     sources = {
         "real": find(sets.real, sets.split, sets.only, sets.per_label),
@@ -70,28 +83,21 @@ def judge(sets: Sets, how: How, steps: Steps, complain: Callable[[str], None]) -
         "floor": floor_sources(sets),
     }
     read = {name: load(some, steps(name, len(some)), complain) for name, some in sources.items()}
-    real, synthetic, floor = read["real"], read["synthetic"], read["floor"]
-    common = {session.label for session in real} & {session.label for session in synthetic}
+    common = {session.label for session in read["real"]} & {session.label for session in read["synthetic"]}
     if not common:
         raise UsageError(
-            f"{sets.synthetic}: its labels ({', '.join(sorted({s.label for s in synthetic}))}) are not in {sets.real}"
+            f"{sets.synthetic}: its labels ({', '.join(sorted({s.label for s in read['synthetic']}))}) are not in "
+            f"{sets.real}"
         )
-    if absent := sorted({session.label for session in real} - common):
+    if absent := sorted({session.label for session in read["real"]} - common):
         complain(f"no synthetic sessions, so not judged: {', '.join(absent)}")
-    advance = steps("compare", 5)
-    sheets = [report.of_table(table) for table in compare.compare(real, synthetic, floor)]
-    advance()
-    samples = {name: classify.samples(some, how.first) for name, some in read.items() if some}
-    advance()
-    sheets += label_sheets(samples, sorted(common), how)
-    advance()
-    sheets.append(discriminator_sheet(samples, how))
-    advance()
-    sheets.append(copy_sheet(real, synthetic, floor))
-    advance()
-    if how.referees:
-        sheets.append(referee_sheet(real, synthetic, sorted(common), how, steps))
-    sheets.insert(0, headline_sheet(sheets))
+    if not read["floor"]:
+        read["real"], read["floor"] = halves(read["real"])
+        complain(
+            f"{sets.real}: no second set of real captures, so half of each label's is the floor of the other half; "
+            "name one with --floor or --floor-split"
+        )
+    sheets, pictures = _judged({n: [s for s in some if s.label in common] for n, some in read.items()}, how, steps)
     about = {
         "sets": {
             name: {"sessions": len(sessions), "packets": sum(session.packets for session in sessions)}
@@ -100,12 +106,94 @@ def judge(sets: Sets, how: How, steps: Steps, complain: Callable[[str], None]) -
         "folders": {name: str(value) for name, value in asdict(sets).items() if value},
         "how": asdict(how),
     }
-    return about, sheets
+    return Verdict(about, sheets, pictures)
+
+
+def halves(sessions: Sequence[Session]) -> tuple[list[Session], list[Session]]:
+    """The sessions of each label in two halves; one that is alone stays in the first."""
+    groups = by_label(sessions).values()
+    return [s for group in groups for s in group[::2]], [s for group in groups for s in group[1::2]]
+
+
+def _judged(read: dict[str, list[Session]], how: How, steps: Steps) -> tuple[list[Sheet], list[tuple[str, str]]]:
+    real, synthetic, floor = read["real"], read["synthetic"], read["floor"]
+    common = sorted({session.label for session in real})
+    advance = steps("bootstrap", how.replicates)
+    sheets = [report.of_table(t) for t in compare.compare(real, synthetic, floor, how.replicates, how.seed, advance)]
+    advance = steps("paper", 4)
+    sheets += paper.table2(real, synthetic, floor)
+    advance()
+    sheets += [paper.table3(real, synthetic, floor), paper.table4(real, synthetic, floor)]
+    advance()
+    sheets.append(paper.table5(real, synthetic, floor, how.seed))
+    advance()
+    sheets.append(paper.memory_sheet(real, synthetic, floor))
+    advance()
+    curves: list[mixing.Curve] = []
+    if how.models:
+        advance = steps("mixing", 2 * len(mixing.VARIANTS))
+        sheet, curves = paper.figure2(real, synthetic, floor, how.seed, advance, how.models)
+        sheets.append(sheet)
+    advance = steps("classify", 3)
+    samples = {name: classify.samples(some, how.first) for name, some in read.items() if some}
+    advance()
+    sheets += label_sheets(samples, common, how)
+    advance()
+    sheets += [discriminator_sheet(samples, how), copy_sheet(real, synthetic, floor)]
+    advance()
+    if how.referees:
+        sheets.append(referee_sheet(real, synthetic, common, how, steps))
+    sheets.insert(0, headline_sheet(sheets, len(synthetic)))
+    advance = steps("pictures", 1)
+    pictures = list(figures.draw(real, synthetic, floor, sheets, curves))
+    advance()
+    return sheets, pictures
 
 
 SIDES = ("synthetic", "floor")
-HEADLINES = (
-    # what, the topic's data -> (synthetic, floor or real), form
+
+
+@dataclass(frozen=True, slots=True)
+class Headline:
+    """A score with what stands beside it."""
+
+    synthetic: float | None
+    floor: float | None
+    real: float | None = None
+    interval: Interval | None = None
+
+
+def _of(data: dict[str, Any], column: str) -> Headline:
+    """A column's value for benign labels (of all if that is the same)."""
+    cell = (data.get(compare.BENIGN) or data.get(compare.OVERALL) or next(iter(data.values())))[column]
+    return Headline(cell["synthetic"], cell["floor"], cell.get("real"), cell["interval"])
+
+
+def _table2(data: dict[str, Any]) -> Headline:
+    ours, floor = data["synthetic"], data["real against real (floor)"]
+    return Headline(ours and ours[0], floor and floor[0])
+
+
+def _accuracy(data: dict[str, Any], labels: str) -> Headline:
+    ours, floor = (data[labels].get(trained) or {} for trained in ("synthetic", "real"))
+    return Headline(ours.get("accuracy"), floor.get("accuracy"), None, ours.get("interval"))
+
+
+def _auc(data: dict[str, Any]) -> Headline:
+    ours, floor = (found or {} for found in data.values())
+    return Headline(ours.get("auc"), floor.get("auc"), None, ours.get("interval"))
+
+
+def _copies(data: dict[str, Any]) -> Headline:
+    return Headline(*(data["all labels"].get(side) for side in SIDES))
+
+
+def _shared(data: dict[str, Any], kind: str) -> Headline:
+    return Headline(*(data[kind][side][1] for side in SIDES))
+
+
+HEADLINES: tuple[tuple[str, str, Callable[[dict[str, Any]], Headline], str], ...] = (
+    # what, the sheet, its data -> the score, form
     ("handshake right, TCP flows of benign labels", "TCP flows", lambda d: _of(d, "handshake"), "{:.3f}"),
     ("FIN both ways, the same", "TCP flows", lambda d: _of(d, "FIN both"), "{:.3f}"),
     ("flows with conflicting flags", "TCP flows", lambda d: _of(d, "conflicting flags"), "{:.4f}"),
@@ -115,36 +203,37 @@ HEADLINES = (
     ("down/up bytes", "sessions", lambda d: _of(d, "down/up bytes"), "{:,.2f}"),
     ("gap KS", "packets", lambda d: _of(d, "gap KS"), "{:.3f}"),
     ("size JS", "packets", lambda d: _of(d, "size JS"), "{:.3f}"),
+    ("header values, JS distance (Table 2: TCP by byte)", "table 2: TCP by byte", _table2, "{:.3f}"),
+    (
+        "the same without volatile fields",
+        "table 2: TCP by byte, without volatile fields",
+        _table2,
+        "{:.3f}",
+    ),
     ("label test, chosen labels", "label test", lambda d: _accuracy(d, "chosen labels"), "{:.2f}"),
     ("label test, all labels", "label test", lambda d: _accuracy(d, "all labels"), "{:.2f}"),
-    ("discriminator AUC", "discriminator", lambda d: tuple((x or {}).get("auc") for x in d.values()), "{:.3f}"),
-    ("copies of training sessions", "copies", lambda d: tuple(d["all labels"].get(k) for k in SIDES), "{:.3f}"),
+    ("discriminator AUC", "discriminator", _auc, "{:.3f}"),
+    ("copies of training sessions", "copies", _copies, "{:.3f}"),
+    ("flows found word for word in training", "remembered", lambda d: _shared(d, "flows"), "{:.3f}"),
 )
 
 
-def _of(data: dict[str, Any], column: str) -> tuple[float | None, ...]:
-    """A column's value for benign labels (of all if that is the same), of synthetic sessions and of the floor's."""
-    cell = (data.get(compare.BENIGN) or data.get(compare.OVERALL) or next(iter(data.values())))[column]
-    return cell["synthetic"], cell["floor"], cell.get("real")
-
-
-def _accuracy(data: dict[str, Any], labels: str) -> tuple[float | None, ...]:
-    return tuple((data[labels].get(trained) or {}).get("accuracy") for trained in ("synthetic", "real"))
-
-
-def headline_sheet(sheets: Sequence[Sheet]) -> Sheet:
+def headline_sheet(sheets: Sequence[Sheet], n: int) -> Sheet:
     """The few figures to look at first, all taken from the sheets below."""
     data = {sheet.title: sheet.data for sheet in sheets}
     rows: list[tuple[str, ...]] = []
-    for name, topic, values, form in HEADLINES:
-        synthetic, floor, *real = values(data[topic])
-        rows.append((name, number(synthetic, form), number(floor, form), *(number(v, form) for v in real or [None])))
-    note = "means over benign labels, or over all where there is nothing else; the floor is real against real"
-    return Sheet("headlines", note, ("", "synthetic", "floor", "real"), rows)
-
-
-def number(value: float | None, form: str = "{:.2f}") -> str:
-    return "-" if value is None else form.format(value)
+    scores = {}
+    for name, title, score, form in HEADLINES:
+        found = scores[name] = score(data[title])
+        between = "-" if found.interval is None else " to ".join(form.format(x) for x in found.interval)
+        shown = (number(value, form) for value in (found.floor, found.real))
+        rows.append((name, number(found.synthetic, form), between, *shown))
+    note = (
+        f"{n:,} synthetic sessions; means over benign labels, or over all where there is nothing else; the interval is "
+        "that of 95 % of bootstrap replicates, the floor is real against real"
+    )
+    head = ("", "synthetic", "interval", "floor", "real")
+    return Sheet("headlines", note, head, rows, {name: asdict(found) for name, found in scores.items()})
 
 
 def label_sheets(samples: dict[str, Samples], common: Sequence[str], how: How) -> list[Sheet]:
@@ -187,11 +276,12 @@ def discriminator_sheet(samples: dict[str, Samples], how: How) -> Sheet:
     data: dict[str, Any] = {}
     for name, other in (("real, synthetic", "synthetic"), ("real, real (floor)", "floor")):
         known = other in samples
-        found = classify.discriminate(samples["real"], samples[other], how.trees, how.seed) if known else None
+        found = classify.discriminate(samples["real"], samples[other], how.seed) if known else None
         data[name] = found and asdict(found)
-        rows.append((name, str(found.each) if found else "-", number(found.auc if found else None, "{:.3f}")))
-    note = f"AUC of a random forest telling two sets apart by the first {how.first} packets, five folds; ideal 0.5"
-    return Sheet("discriminator", note, ("sets", "sessions each", "AUC"), rows, data)
+        between = " to ".join(f"{x:.3f}" for x in found.interval) if found and found.interval else "-"
+        rows.append((name, str(found.each) if found else "-", number(found.auc if found else None, "{:.3f}"), between))
+    note = f"AUC of gradient boosting telling two sets apart by the first {how.first} packets, five folds; ideal 0.5"
+    return Sheet("discriminator", note, ("sets", "sessions each", "AUC", "interval"), rows, data)
 
 
 def copy_sheet(real: Sequence[Session], synthetic: Sequence[Session], floor: Sequence[Session]) -> Sheet:
