@@ -41,7 +41,7 @@ def test_a_slow_sink_bounds_the_queue_and_leaves_control_alone(tmp_path: Path) -
         while not hasattr(service, "output"):
             await asyncio.sleep(0.001)
         sink = SlowSink()
-        service.output.sinks = [sink]
+        service.output.others = [sink]
         end = time.monotonic() + 1.0
         while time.monotonic() < end:
             beats.append(time.monotonic())
@@ -103,13 +103,13 @@ def test_sessions_that_end_all_the_time_do_not_keep_time_from_passing(
     text = "[engine]\npace = 'topspeed'\nthreads = 1\n[traffic]\nconcurrency = 64\nramp = '0s'\nsessions = 1500\n"
     service = Service(config(tmp_path, text), ShortModel())
     held: list[int] = []
-    send = OutputLane._send
+    hand_over = OutputLane._hand_over
 
-    def watched(lane: OutputLane, packets: list[OutPacket], now_ns: int | None) -> None:
+    def watched(lane: OutputLane, floor_ns: int, lead_ns: int | None = None) -> None:
+        hand_over(lane, floor_ns, lead_ns)
         held.append(len(lane.release))
-        send(lane, packets, now_ns)
 
-    monkeypatch.setattr(OutputLane, "_send", watched)
+    monkeypatch.setattr(OutputLane, "_hand_over", watched)
     report = asyncio.run(service.run())
     assert report.packets > 2500 and max(held) < 1200
 

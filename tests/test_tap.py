@@ -278,6 +278,36 @@ def test_deleted_and_there_again(netns: Netns, caplog: pytest.LogCaptureFixture,
     assert ("tap0" in netns.ip("link")) != made
 
 
+@pytest.mark.parametrize("what", ["down", "gone"])
+def test_what_is_waited_for_loses_nothing(netns: Netns, what: str) -> None:
+    """The stream is held back by who listens; what is under way already is kept, more than the queue holds."""
+    tap_device.create("tap0", 0, netns=netns.name)
+    told: list[tuple[str, bool]] = []
+    options = TapOptions(netns=netns.name, wait=True, queue_packets=64)
+    sink = open_taps(["tap0"], options)
+    sink.watch(lambda name, is_down: told.append((name, is_down)))
+    netns.ip("link", *(["set", "tap0", "down"] if what == "down" else ["del", "tap0"]))
+    sink.write([outgoing(frame(i)) for i in range(50)])
+    until(lambda: told == [("tap0", True)], "told", sink)
+    sink.write([outgoing(frame(i)) for i in range(50, 500)])
+    assert sink.packets == sink.dropped == 0
+    if what == "down":
+        sniffer = Sniffer(netns, "tap0")
+        netns.ip("link", "set", "tap0", "up")
+    else:
+        netns.ip("tuntap", "add", "tap0", "mode", "tap")
+        sniffer = Sniffer(netns, "tap0")
+        netns.ip("link", "set", "tap0", "addrgenmode", "none", "up")
+    until(lambda: len(sniffer.frames) >= 500, "there", sink)
+    assert sniffer.stop() == [frame(i) for i in range(500)]
+    assert told == [("tap0", True), ("tap0", False)] and (sink.packets, sink.dropped) == (500, 0)
+    netns.ip("link", "set", "tap0", "down")
+    sink.write([outgoing(frame(i)) for i in range(100)])
+    until(lambda: len(told) == 3, "told again", sink)
+    sink.close()  # does not wait
+    assert sink.dropped == 100
+
+
 # --- two sides --------------------------------------------------------------------------------------------------------
 
 PLAN = address_plan()

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from netssmd.commands.rates import chosen_rate, rate_options
 from netssmd.errors import UsageError
 from netssmd.units import parse_duration_ns
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from netssmd.daemon.config import Config
     from netssmd.daemon.service import Service
     from netssmd.engine.opening import OpenModel
+    from netssmd.output.rate import Rate
 
 SECOND = 1_000_000_000
 PLAIN_STATUS_NS = 60 * SECOND  # between status lines where stderr is no terminal
@@ -32,19 +34,21 @@ PLAIN_STATUS_NS = 60 * SECOND  # between status lines where stderr is no termina
 @click.option("--seed", type=click.IntRange(1), help="Same seed, same sessions.")
 @click.option("--output", type=click.Path(path_type=Path), help="Folder for captures and ledgers.")
 @click.option("--model", help="Checkpoint folder, instead of the embedded model.")
-@click.option("--topspeed", is_flag=True, help="As fast as packets can be made, instead of live.")
+@rate_options
 @click.option("--fresh", is_flag=True, help="Begin anew, whatever sessions an earlier run has left.")
 @click.option("--check-config", is_flag=True, help="Check the file and the model it names, and end.")
 def command(
-    path: Path | None, duration: str, seed: int | None, output: Path | None, model: str | None, topspeed: bool,
-    fresh: bool, check_config: bool,
+    path: Path | None, duration: str, seed: int | None, output: Path | None, model: str | None, pps: float | None,
+    mbps: float | None, multiplier: float | None, topspeed: bool, fresh: bool, check_config: bool,
 ) -> None:  # fmt: skip
     """Run the daemon in the foreground: live sessions into rotating captures."""
     from netssmd.daemon.config import Config, load
 
 
+    rate = chosen_rate(pps, mbps, multiplier, topspeed)
+
     def read() -> Config:
-        return _override(load(path) if path else Config(), seed, output, model, topspeed)
+        return _override(load(path) if path else Config(), seed, output, model, rate)
 
     config = read()
     duration_ns = parse_seconds(duration)
@@ -96,13 +100,19 @@ def parse_seconds(text: str) -> int:
     return value
 
 
-def _override(config: "Config", seed: int | None, output: Path | None, model: str | None, topspeed: bool) -> "Config":
+def _override(
+    config: "Config", seed: int | None, output: Path | None, model: str | None, rate: "Rate | None"
+) -> "Config":
     from msgspec.structs import replace
 
     engine: dict[str, Any] = {"model": model} if model else {}
-    if topspeed:
-        engine["pace"] = "topspeed"
-    config = replace(config, engine=replace(config.engine, **engine))
+    rates: dict[str, float] = {}
+    if rate:
+        engine["pace"] = "topspeed" if rate.kind == "topspeed" else "live"
+        rates = {"pps": 0.0, "mbps": 0.0, "multiplier": 1.0}
+        if rate.kind != "topspeed":
+            rates[rate.kind] = float(rate.value)
+    config = replace(config, engine=replace(config.engine, **engine), pacing=replace(config.pacing, **rates))
     if seed:
         config = replace(config, traffic=replace(config.traffic, seed=seed))
     if output:
@@ -146,10 +156,20 @@ def _introduce(service: "Service", duration_ns: int) -> None:
         *_taps(service),
         f"metrics:  {service.metrics.url}" if service.metrics else "metrics:  off",
         f"control:  {service.socket.path if service.socket else 'off'}",
-        f"pace:     {config.engine.pace}, {f'for {duration_ns / SECOND:g} s' if duration_ns else 'until Ctrl-C'}",
+        f"pace:     {_pace(config)}, {f'for {duration_ns / SECOND:g} s' if duration_ns else 'until Ctrl-C'}",
     ]
     for line in lines:
         _say(line)
+
+
+def _pace(config: "Config") -> str:
+    pacing = config.pacing
+    if not pacing.rates:
+        return config.engine.pace
+    from netssmd.output.rate import Rate
+
+    kind = pacing.rates[0]
+    return f"live, {Rate.of(kind, getattr(pacing, kind))}"  # type: ignore[arg-type]
 
 
 def _taps(service: "Service") -> list[str]:

@@ -223,6 +223,7 @@ class Tap(_Section, frozen=True):
     netns: str = ""
     create: bool = True
     mtu: int = 1500
+    when_down: Literal["drop", "wait"] = "drop"
 
     def __post_init__(self) -> None:
         for key, name in (("name", self.name), ("server_name", self.server_name)):
@@ -238,6 +239,32 @@ class Tap(_Section, frozen=True):
     def names(self) -> tuple[str, ...]:
         """Those that are set, the client's side first."""
         return tuple(name for name in (self.name, self.server_name) if name)
+
+
+class Pacing(_Section, frozen=True):
+    """How fast, and what happens to what is late."""
+
+    pps: float = 0.0
+    mbps: float = 0.0
+    multiplier: float = 1.0
+    deficit: Literal["stretch", "drop"] = "stretch"
+    late: Duration = Duration(200_000_000)
+    catch_up: Duration = Duration(100_000_000)
+    realtime: int = 10
+
+    def __post_init__(self) -> None:
+        for name in ("pps", "mbps"):
+            _at_least(name, getattr(self, name), 0)
+        _between("multiplier", self.multiplier, 0.001, 1000)
+        _between("realtime", self.realtime, 0, 99)
+        if len(self.rates) > 1:
+            raise ValueError(f"{' and '.join(self.rates)} are set; keep one of pps, mbps and multiplier")
+
+    @property
+    def rates(self) -> list[str]:
+        """Those of the three that are set."""
+        plain = {"pps": 0.0, "mbps": 0.0, "multiplier": 1.0}
+        return [name for name, value in plain.items() if getattr(self, name) != value]
 
 
 class Metrics(_Section, frozen=True):
@@ -293,6 +320,7 @@ class Config(_Section, frozen=True):
     compliance: Compliance = Compliance()
     tap: Tap = Tap()
     snapshot: Snapshot = Snapshot()
+    pacing: Pacing = Pacing()
     metrics: Metrics = Metrics()
     control: Control = Control()
     log: Log = Log()
@@ -300,6 +328,8 @@ class Config(_Section, frozen=True):
     def __post_init__(self) -> None:
         if not self.output.files and not self.tap.name:
             raise ValueError("output.files is false and tap.name empty; packets need a place to go to: set one of them")
+        if self.engine.pace == "topspeed" and self.pacing.rates:
+            raise ValueError(f'engine.pace is "topspeed" and pacing.{self.pacing.rates[0]} set; keep one of them')
 
 
 def load(path: Path) -> Config:

@@ -1,24 +1,26 @@
 """The threads that packets go through: engine lanes make them, one output lane sends them out in order.
 
     engine lane 0 (scheduler, backend)  --batches-->  bounded inbox  -->  output lane  --by time, when due--> sinks
-    engine lane 1 ...                   --floor: nothing earlier still comes from here-->
+    engine lane 1 ...                   --floor: nothing earlier still comes from here-->   --before--> live sinks
 
 The control thread only starts and stops lanes and reads their counters; every counter has one writer. A lane that fails
 calls `on_death` and ends. Two paces:
 
-- live: a packet's time is wall-clock time. A session starts `LEAD_NS` ahead, so that its first packet can be made in
-  time; what is made late is moved to now (the session's clock slips, counted as deficit), so the order never breaks
-  and nothing bunches up.
+- live: a packet's time is wall-clock time, or runs so many times as fast. A session starts `LEAD_NS` ahead, so that
+  its first packet can be made in time; what is made late is moved to now (the session's clock slips, counted as
+  deficit), so the order never breaks and nothing bunches up.
 - topspeed: session time runs as fast as packets are made, the earliest session always next; the lowest floor is the
   clock. A session that takes an ended one's place begins at that one's end: if all began at the floor, short sessions
-  would hold it where it is.
+  would hold it where it is. With a steady rate (`Pacing.rate`) a metronome gives the packets new moments, and
+  engines wait while it has enough.
 
-Wall time is read once and then advanced by the monotonic clock: a stepped clock neither stops nor bunches the stream.
+All lanes live in *session time* (see clock.py). The output lane makes of it the moment when a packet leaves and the
+wall time that it carries.
 
-All lanes live in *session time*. It is wall time less the pauses: while the daemon is paused it stands still, nothing
-is made and nothing sent, and afterwards it lags behind the wall by the length of the pause. The output lane adds that
-lag to each packet that leaves, so every live session and every held packet has moved on by the pause, and nothing
-bunches up.
+Files get a packet when it is due. A live sink (a TAP) sends at the moment itself and gets it `lead_ns` before; what is
+made late is then moved `READY_NS` beyond now, so that it can still be on time there. A stall that no lead covers (a
+stopped process) is caught up to `Pacing.catch_up_ns`; beyond that the whole stream moves on, or what is later than
+`Pacing.late_ns` is dropped; either is counted.
 
 What the control thread wants of a lane it puts into the lane's `orders`; the lane does it between two steps.
 """
@@ -34,6 +36,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol
 
+from netssmd.daemon.clock import Clock, WallClock
 from netssmd.daemon.histogram import Histogram
 from netssmd.daemon.watchdog import Pulse
 from netssmd.engine.mix import Arrivals, TrafficMix
@@ -42,7 +45,8 @@ from netssmd.engine.scheduler import FOR_EVER, Scheduler
 from netssmd.engine.session import STOPPED, Limits, OutPacket, Session, SessionInfo
 from netssmd.errors import SnapshotError
 from netssmd.output.ledger import SessionMeta
-from netssmd.output.sink import Outgoing, Sink
+from netssmd.output.rate import Metronome, Rate
+from netssmd.output.sink import LiveSink, Outgoing, Sink
 from netssmd.packet.compliance import FINDINGS
 from netssmd.packet.pcap import Packet
 
@@ -50,68 +54,40 @@ MILLISECOND = 1_000_000
 STEP_BOUNDS_NS = tuple(n * 100_000 for n in (5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000))
 BATCH_BOUNDS = (1, 2, 4, 8, 12, 16, 24, 32, 64, 128)
 LEAD_NS = 100 * MILLISECOND  # from the decision to start a session to its first moment
+READY_NS = 30 * MILLISECOND  # for a live sink: from the making of a packet that is late to its new moment
 LATE_NS = 10 * MILLISECOND  # a packet that leaves later than this after its time is late
 FLUSH_PACKETS = 64
 FLUSH_NS = 5 * MILLISECOND
 IDLE_SECONDS = 0.005
 PAUSE_SECONDS = 0.02  # between two looks whether a pause is over
 INBOX_BATCHES = 64
+METRONOME_PACKETS = 4_096  # enough for the metronome: then the engines wait
 ASKED = 1 << 40  # numbers of sessions that a command asked for begin here: those of the mix stay what they are
 
-
-class Clock(Protocol):
-    """Session time at live pace, or a stand-in."""
-
-    def now_ns(self) -> int: ...
-
-    def wall_ns(self) -> int: ...
-
-    @property
-    def wall_offset_ns(self) -> int:
-        """Wall time less monotonic time."""
-
-    @property
-    def lag_ns(self) -> int:
-        """What session time is behind wall time: the sum of the pauses that are over."""
-
-    def pause(self) -> None: ...
-
-    def resume(self) -> None: ...
+__all__ = [
+    "Board", "EngineCounters", "EngineLane", "OutputCounters", "OutputLane", "Pacing", "WallClock", "start_thread",
+]  # fmt: skip
 
 
-class WallClock:
-    """Wall-clock nanoseconds that never step (read once, then carried on by the monotonic clock), less the pauses.
+@dataclass(frozen=True, slots=True)
+class Pacing:
+    """How the stream is timed.
 
-    `pause` and `resume` are called by one thread at a time; all may read.
+    rate: a steady one, pps or mbps, for the whole stream. late_ns: packets that would be later are dropped, and
+    sessions ten times as far behind ended; -1: they are moved on instead. catch_up_ns: lateness that sending faster
+    makes up for.
     """
 
-    def __init__(self, monotonic_ns: Callable[[], int] = time.monotonic_ns, session_ns: int = 0) -> None:
-        self._monotonic_ns = monotonic_ns
-        self.wall_offset_ns = time.time_ns() - monotonic_ns()  # wall time less monotonic time
-        offset_ns = session_ns - monotonic_ns() if session_ns else self.wall_offset_ns
-        self._state = (offset_ns, 0)  # session time less monotonic time; where it stands still, or 0
-
-    def now_ns(self) -> int:
-        offset_ns, still_ns = self._state
-        return still_ns or self._monotonic_ns() + offset_ns
-
-    def wall_ns(self) -> int:
-        """Wall time, pauses or not: what packets that leave now carry."""
-        return self._monotonic_ns() + self.wall_offset_ns
+    rate: Rate | None = None
+    late_ns: int = -1
+    catch_up_ns: int = 100 * MILLISECOND
 
     @property
-    def lag_ns(self) -> int:
-        return self.wall_offset_ns - self._state[0]
+    def drops(self) -> bool:
+        return self.late_ns >= 0
 
-    def pause(self) -> None:
-        """Stand still."""
-        self._state = (self._state[0], self.now_ns())
 
-    def resume(self) -> None:
-        """Go on from there."""
-        still_ns = self._state[1]
-        if still_ns:
-            self._state = (still_ns - self._monotonic_ns(), 0)
+LIVE_AS_IT_COMES = Pacing()
 
 
 @dataclass(slots=True)
@@ -128,6 +104,7 @@ class EngineCounters:
     ahead_ns: int = 0  # live: how far its session that is furthest behind is ahead of the clock
     deficit_ns: int = 0  # of ended sessions and live ones
     throttled_ns: int = 0  # likewise
+    late_dropped: int = 0  # likewise: packets not made for being too late
     reused: int = 0  # addresses dealt twice
     flows: Counter[str] = field(default_factory=Counter)  # TCP flows concluded, by ending
     flow_findings: Counter[str] = field(default_factory=Counter)  # those of them that have a finding
@@ -145,6 +122,8 @@ class OutputCounters:
     late: int = 0
     lateness_ns: int = 0  # of the last packet
     lateness_max_ns: int = 0
+    late_dropped: int = 0  # made, but too late to be sent
+    slipped_ns: int = 0  # how far the whole stream was moved because it could not be sent in time
     cut: int = 0  # made, but not yet due when the daemon stopped
     first_ns: int = 0  # session time of the first and the last packet sent
     last_ns: int = 0
@@ -212,10 +191,12 @@ class Board:
         clock: Clock | None,
         end_ns: int = FOR_EVER,
         queue_packets: int = 65_536,
+        ready_ns: int = 0,
     ) -> None:
         self.mix = mix
         self.arrivals = arrivals
-        self.lookahead_ns = lookahead_ns
+        span_ns = clock.span_ns if clock else int
+        self.lookahead_ns, self.lead_ns, self.ready_ns = span_ns(lookahead_ns), span_ns(LEAD_NS), span_ns(ready_ns)
         self.clock = clock  # None: topspeed
         self.start_ns = start_ns
         self.end_ns = end_ns
@@ -229,6 +210,7 @@ class Board:
         self.asked_numbers = ASKED
         self.asked_limits: dict[int, Limits] = {}  # of those started, until their session is made
         self.held = 0
+        self.enough = False  # the metronome has more than it can send
         self.inbox: queue.Queue[_Batch | None] = queue.Queue(INBOX_BATCHES)
         self.stop = threading.Event()  # finish what is begun
         self.broken = threading.Event()  # a lane died: nobody may wait for another any more
@@ -310,8 +292,10 @@ class EngineLane:
         self._ended: list[Session] = []
         self._flushed_ns = 0
         self._lost_ns = (0, 0)  # deficit and throttling of ended sessions
+        self._late_dropped = 0  # packets of ended sessions
         self._places_ns: list[int] = []  # topspeed: when the sessions ended whose places are free, a heap
         self._reached_ns = board.start_ns  # what this lane could promise after its last turn
+        self._now_ns = 0  # session time as this lane has last seen it: a slip of the clock does not turn it back
         self._turns = 0
         self._due = False  # the last turn made no step, though a session was due
         self._over = False
@@ -341,11 +325,11 @@ class EngineLane:
             self._flush(board.floors[self.index])
             board.stop.wait(PAUSE_SECONDS)
             return
-        now_ns = board.clock.now_ns() if board.clock else 0
+        now_ns = self._now_ns = max(self._now_ns, board.clock.now_ns()) if board.clock else 0
         self._admit(now_ns)
         horizon_ns = self._horizon_ns(now_ns)
         before = time.monotonic_ns()
-        result = scheduler.step(horizon_ns, now_ns)
+        result = scheduler.step(horizon_ns, now_ns + board.ready_ns)
         after = time.monotonic_ns()
         if result is not None:
             self.counters.step_times.observe(after - before)
@@ -362,7 +346,7 @@ class EngineLane:
             self._flush(self._reached_ns)
             self._flushed_ns = after
         if result is None:
-            board.stop.wait(IDLE_SECONDS if board.clock else IDLE_SECONDS / 10)
+            board.stop.wait(IDLE_SECONDS if board.clock or board.enough else IDLE_SECONDS / 10)
 
     def hand_over(self) -> None:
         """Flush all that was made, between two steps."""
@@ -404,19 +388,25 @@ class EngineLane:
         full = board.held > board.queue_packets
         if board.clock:
             return min(now_ns if full else now_ns + board.lookahead_ns, board.end_ns)
+        if board.enough:
+            return -1
         return min(self._reached_ns, self._others_ns()) if full else board.end_ns
 
     def _owes(self, now_ns: int) -> bool:
         """Whether a session here should go on now, whatever else waits: live when its time has come, at top speed when
         it is the one that is furthest behind."""
         clock_ns = self.scheduler.clock_ns
+        if self.board.enough:
+            return False
         return clock_ns < self.board.end_ns and clock_ns <= (now_ns if self.board.clock else self._others_ns())
 
     def _admit(self, now_ns: int) -> None:
         board = self.board
         while self.scheduler.free:
             at_ns = now_ns if board.clock else self._reached_ns
-            start_ns = at_ns + LEAD_NS if board.clock else max(at_ns, self._places_ns[0] if self._places_ns else 0)
+            start_ns = max(at_ns, self._places_ns[0] if self._places_ns else 0)
+            if board.clock:
+                start_ns = at_ns + board.lead_ns
             info = board.admit(self.index, at_ns, start_ns)
             if info is None:
                 return
@@ -432,7 +422,7 @@ class EngineLane:
         board, clock_ns = self.board, self.scheduler.clock_ns
         if board.clock:
             self.counters.ahead_ns = clock_ns - now_ns if clock_ns < FOR_EVER else 0
-            return min(max(clock_ns, now_ns), now_ns + LEAD_NS)
+            return min(max(clock_ns, now_ns + board.ready_ns), now_ns + board.lead_ns)
         next_ns = board.arrivals.next_ns(sum(board.live) - board.asked_live)
         if next_ns is not None and next_ns > self._reached_ns:  # one that is due already starts where the floor is then
             clock_ns = min(clock_ns, next_ns)
@@ -452,6 +442,7 @@ class EngineLane:
         counters.ended[label, session.reason] += 1
         counters.active[label] -= 1
         self._lost_ns = (self._lost_ns[0] + session.deficit_ns, self._lost_ns[1] + session.throttled_ns)
+        self._late_dropped += session.late_dropped
         if self.board.clock is None and not self.board.arrivals.mean_gap_ns and session.info.number < ASKED:
             heapq.heappush(self._places_ns, session.clock_ns)
             if len(self._places_ns) > self.board.arrivals.concurrency:  # another lane took the place
@@ -472,6 +463,7 @@ class EngineLane:
         packets, ended = self._packets, self._ended
         live = self.scheduler.sessions()
         self.counters.deficit_ns = self._lost_ns[0] + sum(session.deficit_ns for session in live)
+        self.counters.late_dropped = self._late_dropped + sum(session.late_dropped for session in live)
         self.counters.throttled_ns = self._lost_ns[1] + sum(session.throttled_ns for session in live)
         if packets or ended:
             self._packets, self._ended = [], []
@@ -502,15 +494,24 @@ class OutputLane:
         sinks: Sequence[Sink],
         describe: Callable[[SessionInfo], SessionMeta],
         on_finding: Callable[[str, SessionMeta], object] | None = None,
+        live: Sequence[LiveSink] = (),
+        pacing: Pacing = LIVE_AS_IT_COMES,
     ) -> None:
         self.board = board
-        self.sinks = sinks
         self.describe = describe
         self.on_finding = on_finding  # told of each packet that raised one
+        self.pacing = pacing
+        self.live, self.others = list(live), list(sinks)
+        self._lead_ns = max((sink.lead_ns for sink in live), default=0)
+        self._metronome: Metronome | None = None  # made with the first packet
+        self._gap_ns = MILLISECOND  # between two packets of the metronome, lately
+        self._paused_ns = 0  # of the pauses that the metronome knows
+        self._pending: deque[tuple[OutPacket, Outgoing]] = deque()  # with the live sinks already, not due yet
         self._names: dict[int, tuple[str, ...]] = {0: ()}  # of findings, by their bits
         self._metas: dict[int, SessionMeta] = {}  # of sessions that have spoken and are not over
         self._flows: dict[int, int] = {}  # their flows opened so far
         self._flushed_ns = 0
+        self._wall_offset_ns = board.clock.wall_offset_ns if board.clock else time.time_ns() - time.monotonic_ns()
         self.counters = OutputCounters()
         self.release = Release()
         self.orders: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
@@ -532,6 +533,11 @@ class OutputLane:
                 sink.close()
             self._closed = True
 
+    @property
+    def sinks(self) -> list[Sink]:
+        """All of them."""
+        return [*self.live, *self.others]
+
     def pulse(self) -> Pulse:
         """For the watchdog; from any thread. A turn takes at most 50 ms unless a sink blocks."""
         return Pulse("output lane", self._turns, self._turns, over=self._closed)
@@ -552,17 +558,18 @@ class OutputLane:
         floor_ns = board.floor_ns  # read before the inbox is emptied: all that it promises is then here
         while self._take(0):
             pass
-        now_ns = board.clock.now_ns() if board.clock else None
         if not board.pauses:
-            self._send(self.release.up_to(min(floor_ns, board.end_ns), now_ns), now_ns)
+            self._hand_over(min(floor_ns, board.end_ns))
+        self._send_due(self._monotonic_ns())
         board.held = self.counters.held = len(self.release)
         _obey(self.orders)
-        self._flush_sinks(board.clock.wall_ns() if board.clock else self.release.released_ns)
+        timed = board.clock or self.pacing.rate
+        self._flush_sinks(self._monotonic_ns() + self._wall_offset_ns if timed else self.release.released_ns)
 
-    @property
-    def _lag_ns(self) -> int:
-        """From session time to the time that a packet carries. Read it after the clock: a pause may lie between."""
-        return self.board.clock.lag_ns if self.board.clock else 0
+    def _monotonic_ns(self) -> int:
+        """Real time, by the clock's own hands."""
+        clock = self.board.clock
+        return clock.wall_ns() - self._wall_offset_ns if clock else time.monotonic_ns()
 
     def rotate(self) -> None:
         """Begin a new file. Any thread."""
@@ -582,12 +589,18 @@ class OutputLane:
                 sink.flush(now_ns)
 
     def _wait_seconds(self) -> float:
-        next_ns = self.release.next_ns
-        if self.board.pauses:
-            return PAUSE_SECONDS
-        if self.board.clock is None or next_ns is None:
-            return 0.05
-        return min(max((next_ns - self.board.clock.now_ns()) / 1e9, 0.0005), 0.05)
+        """To the next packet's moment; a live sink's lead allows for more at once."""
+        board, now_ns, next_ns = self.board, self._monotonic_ns(), self.release.next_ns
+        wait_ns = 50 * MILLISECOND
+        if self._pending:
+            wait_ns = min(wait_ns, self._pending[0][1].due_ns - now_ns)
+        if board.pauses:
+            wait_ns = min(wait_ns, int(PAUSE_SECONDS * 1e9))
+        elif next_ns is not None and board.clock:
+            wait_ns = min(wait_ns, board.clock.due_ns(next_ns) - self._lead_ns - now_ns)
+        elif next_ns is not None and self._metronome:
+            wait_ns = min(wait_ns, self._metronome.next_ns - self._lead_ns - now_ns)
+        return max(wait_ns, MILLISECOND // 2, self._lead_ns // 10) / 1e9
 
     def _take(self, timeout: float) -> bool:
         try:
@@ -605,6 +618,15 @@ class OutputLane:
         """Take every batch there is."""
         while self._take(0):
             pass
+
+    def held(self) -> list[OutPacket]:
+        """Packets that are not sent yet; with live sinks some may be on their way."""
+        return [packet for packet, _ in self._pending] + self.release.held()
+
+    @property
+    def reached_ns(self) -> int:
+        """All earlier packets are sent."""
+        return self._pending[0][0].ts_ns if self._pending else self.release.released_ns
 
     def ended(self) -> list[Over]:
         """Sessions that are over, of which packets are still held."""
@@ -635,32 +657,96 @@ class OutputLane:
         self._stored = (ts_ns, count) if not new else None
         return new
 
-    def _send(self, packets: list[OutPacket], now_ns: int | None) -> None:
+    def _hand_over(self, floor_ns: int, lead_ns: int | None = None) -> None:
+        """Give the packets before `floor_ns` their moments, those that come within the lead; live sinks get them."""
+        lead_ns = self._lead_ns if lead_ns is None else lead_ns
+        clock, next_ns = self.board.clock, self.release.next_ns
+        if next_ns is None or next_ns >= floor_ns:
+            self.release.up_to(floor_ns, clock.now_ns() + clock.span_ns(lead_ns) if clock else None)
+        elif clock:
+            self._hand_over_live(clock, next_ns, floor_ns, lead_ns)
+        elif self.pacing.rate:
+            self._hand_over_steady(self.pacing.rate, floor_ns, lead_ns)
+        else:
+            packets = self.release.up_to(floor_ns)
+            self._give(packets, [0] * len(packets))
+
+    def _hand_over_live(self, clock: Clock, next_ns: int, floor_ns: int, lead_ns: int) -> None:
+        if self.live and not self.pacing.drops:
+            late_ns = self._monotonic_ns() - clock.due_ns(next_ns)
+            if late_ns > self.pacing.catch_up_ns:
+                with self.board.lock:
+                    clock.slip(late_ns)
+                self.counters.slipped_ns += late_ns
+        packets = self.release.up_to(floor_ns, clock.now_ns() + clock.span_ns(lead_ns))
+        dues = [clock.due_ns(packet.ts_ns) for packet in packets]
+        if self.live and self.pacing.drops:
+            first = self._monotonic_ns() - self.pacing.late_ns
+            late = sum(due_ns < first for due_ns in dues)
+            self.counters.late_dropped += late
+            packets, dues = packets[late:], dues[late:]
+        self._give(packets, dues)
+
+    def _hand_over_steady(self, rate: Rate, floor_ns: int, lead_ns: int) -> None:
+        """By the metronome, a few at a time: those that come within the lead."""
+        now_ns, board = self._monotonic_ns(), self.board
+        if self._metronome is None:
+            self._metronome = Metronome(rate, now_ns + lead_ns, self.pacing.catch_up_ns)
+            self._paused_ns = board.paused_ns
+        metronome = self._metronome
+        if board.paused_ns != self._paused_ns:
+            metronome.move_on(board.paused_ns - self._paused_ns)
+            self._paused_ns = board.paused_ns
+        metronome.be_at(now_ns)
+        self.counters.slipped_ns = metronome.slipped_ns
+        while (ahead_ns := now_ns + lead_ns - metronome.next_ns) >= 0:
+            packets = self.release.up_to(floor_ns, None, min(ahead_ns // self._gap_ns + 1, 64))
+            if not packets:
+                break
+            self._give(packets, [metronome.tick(packet.orig_len) for packet in packets])
+            self._gap_ns = max(1, (metronome.next_ns - now_ns - lead_ns + ahead_ns) // len(packets))
+        board.enough = len(self.release) >= METRONOME_PACKETS and (self.release.next_ns or 0) < floor_ns
+
+    def _give(self, packets: list[OutPacket], dues: list[int]) -> None:
+        """Packets with their moments: to the live sinks now, to the others when they are due."""
         if self._stored is not None and packets:
             packets = self._not_stored(packets)
-        if packets:
-            batch = self._outgoing(packets)
-            for sink in self.sinks:
+            dues = dues[len(dues) - len(packets) :]
+        batch = self._outgoing(packets, dues)
+        for sink in self.live:
+            sink.write(batch)
+        self._pending.extend(zip(packets, batch))
+
+    def _send_due(self, now_ns: int) -> None:
+        """To the sinks that are not live, what is due; and news of sessions whose last packet that was."""
+        pending = self._pending
+        packets: list[OutPacket] = []
+        batch: list[Outgoing] = []
+        while pending and pending[0][1].due_ns <= now_ns:
+            packet, outgoing = pending.popleft()
+            packets.append(packet)
+            batch.append(outgoing)
+        if batch:
+            for sink in self.others:
                 sink.write(batch)
-            self._count(packets, now_ns)
+            self._count(packets, batch, now_ns)
         if self._ended:
-            reached = self.release.released_ns
+            reached = self.reached_ns
             over = [session for session in self._ended if session.clock_ns < reached]
             if over:
                 self._ended = [session for session in self._ended if session.clock_ns >= reached]
                 for session in over:
                     self._session_over(session)
 
-    def _outgoing(self, packets: list[OutPacket]) -> list[Outgoing]:
-        metas, batch, lag_ns, clock = self._metas, [], self._lag_ns, self.board.clock
-        to_due_ns = lag_ns - clock.wall_offset_ns if clock else 0
-        for ts_ns, data, orig_len, info, _, flow, direction, _, found in packets:
+    def _outgoing(self, packets: list[OutPacket], dues: list[int]) -> list[Outgoing]:
+        metas, batch, offset_ns = self._metas, [], self._wall_offset_ns
+        for (ts_ns, data, orig_len, info, _, flow, direction, _, found), due_ns in zip(packets, dues):
             meta = metas.get(info.number)
             if meta is None:
                 meta = metas[info.number] = self.describe(info)
             findings = self._found(found, meta) if found else ()
-            due_ns = ts_ns + to_due_ns if clock else 0
-            batch.append(Outgoing(Packet(ts_ns + lag_ns, data, orig_len), meta, flow, direction, due_ns, findings))
+            packet = Packet(due_ns + offset_ns if due_ns else ts_ns, data, orig_len)
+            batch.append(Outgoing(packet, meta, flow, direction, due_ns, findings))
         return batch
 
     def _found(self, found: int, meta: SessionMeta) -> tuple[str, ...]:
@@ -682,46 +768,54 @@ class OutputLane:
             for sink in self.sinks:
                 sink.end_session(meta)
 
-    def _count(self, packets: list[OutPacket], now_ns: int | None) -> None:
+    def _count(self, packets: list[OutPacket], batch: list[Outgoing], now_ns: int) -> None:
         counters = self.counters
-        for packet in packets:
+        for packet, outgoing in zip(packets, batch):
             label = packet.session.label
             counters.packets[label] += 1
             counters.bytes[label] += packet.orig_len
             if packet.five_tuple is not None and packet.flow >= self._flows.get(packet.session.number, 0):
                 self._flows[packet.session.number] = packet.flow + 1  # a session's flows are numbered as they open
                 counters.flows[label] += 1
-            if now_ns is not None and now_ns - packet.ts_ns > LATE_NS:
+            if outgoing.due_ns and now_ns - outgoing.due_ns > LATE_NS:
                 counters.late += 1
         counters.first_ns = counters.first_ns or packets[0].ts_ns
         counters.last_ns = packets[-1].ts_ns
-        if now_ns is not None:
-            counters.lateness_ns = now_ns - packets[0].ts_ns
+        if batch[0].due_ns:
+            counters.lateness_ns = now_ns - batch[0].due_ns
             counters.lateness_max_ns = max(counters.lateness_max_ns, counters.lateness_ns)
 
     def _last(self) -> None:
         """At the end, if sessions are kept: what is due goes out, the rest is kept with them. Otherwise, topspeed: all
-        there is goes out. Live: what is still to come is waited for if the daemon ended by
-        itself; if it was stopped, what lies in the future did not happen."""
-        board = self.board
+        there is goes out. Timed: what is still to come is waited for if the daemon ended by itself; if it was stopped,
+        what lies in the future did not happen."""
+        board, timed, last = self.board, self.board.clock or self.pacing.rate, self.board.last_moment
         self._sit_out_pauses()
-        now_ns = board.clock.now_ns() if board.clock else None
-        last = board.last_moment
-        kept = last is not None and last.complete
-        self._send(self.release.up_to(min(board.floor_ns if kept else FOR_EVER, board.end_ns), now_ns), now_ns)
-        if last is not None and kept:
+        if last is not None and last.complete:
+            self._stop(min(board.floor_ns, board.end_ns))
             last.finish()
             last.cut(list(self._metas.values()))
             return
-        while board.clock and not board.stop.is_set() and (self.release.next_ns or FOR_EVER) < board.end_ns:
+        while not (board.stop.is_set() and timed) and not board.broken.is_set():
+            self._hand_over(board.end_ns)
+            self._send_due(self._monotonic_ns())
+            if not self._pending and (self.release.next_ns or FOR_EVER) >= board.end_ns:
+                break
             board.stop.wait(self._wait_seconds())
             self._sit_out_pauses()
-            now_ns = board.clock.now_ns()
-            self._send(self.release.up_to(board.end_ns, now_ns), now_ns)
             self._turns += 1
-        self.counters.cut = len(self.release)
+        self._stop(board.end_ns)
+        self.counters.cut = len(self.release) + len(self._pending)
         for session in self._ended:
             self._session_over(session)
+
+    def _stop(self, floor_ns: int) -> None:
+        """Send what is due by now, and no more; the same to all sinks."""
+        self._hand_over(floor_ns, lead_ns=0)
+        cut_ns = self._monotonic_ns()
+        for sink in self.live:
+            sink.cut(cut_ns)
+        self._send_due(cut_ns)
 
     def _sit_out_pauses(self) -> None:
         """Wait until no pause is left, or the daemon is stopped; orders are obeyed meanwhile."""

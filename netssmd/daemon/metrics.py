@@ -60,7 +60,7 @@ class Row:
 LABELS: dict[str, str] = {
     "label": "traffic labels of the model",
     "reason": "`end` by itself, cut at `packets`, `tokens` or `duration`, `stopped` with the daemon, `broken` "
-    "state, `silent`: wrote no packet",
+    "state, `silent`: wrote no packet, too `late`",
     "defect": "what kept bytes from being a packet: a row of REASONS in codec/bytes.py",
     "sink": "`file`, `tap`",
     "kind": f"{', '.join(f'`{kind}`' for kind in EVENTS)}",
@@ -129,6 +129,11 @@ METRICS: dict[str, tuple[Row, ...]] = {
         Row("netssmd_deficit_seconds", "counter", (),
             "How far session clocks were moved because generation could not keep up.",
             lambda s: s.sum("deficit_ns"), per=SECOND),
+        Row("netssmd_slipped_seconds", "counter", (),
+            "How far the whole stream was moved because it could not be sent in time.",
+            lambda s: s.output.counters.slipped_ns, per=SECOND),
+        Row("netssmd_late_dropped_packets", "counter", (), "Packets not sent for being later than pacing.late.",
+            lambda s: s.late_dropped()),
         Row("netssmd_throttled_seconds", "counter", (),
             "How far session clocks were moved by the cap on the packet rate.",
             lambda s: s.sum("throttled_ns"), per=SECOND),

@@ -20,7 +20,7 @@ from msgspec.structs import replace
 from netssmd.daemon.addresses import plan_of
 from netssmd.daemon.config import Config
 from netssmd.daemon.lanes import ASKED, Asked
-from netssmd.engine.mix import RateCap, TrafficMix, draw_conditions
+from netssmd.engine.mix import TrafficMix, draw_conditions
 from netssmd.engine.opening import nearest
 from netssmd.engine.sampling import Stream, derive
 from netssmd.engine.scheduler import Scheduler
@@ -91,7 +91,7 @@ def set_rate(service: Service, packets_per_second: float) -> None:
     """A new cap over all sessions; 0 = none."""
     service.cap_packets_per_second = packets_per_second
     for lane in service.lanes:
-        lane.orders.put(partial(setattr, lane.scheduler, "cap", RateCap(packets_per_second / service.threads)))
+        lane.orders.put(partial(setattr, lane.scheduler, "cap", service.rate_cap(packets_per_second)))
 
 
 def set_mix(service: Service, labels: Mapping[str, float]) -> None:

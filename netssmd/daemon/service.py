@@ -22,6 +22,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -31,12 +32,13 @@ from netssmd.codec.bytes import malformed_text
 from netssmd.codec.vocab import Vocabulary
 from netssmd.daemon import retarget
 from netssmd.daemon.addresses import plan_of
+from netssmd.daemon.clock import Clock, WallClock
 from netssmd.daemon.config import Config
 from netssmd.daemon.control_socket import ControlSocket
 from netssmd.daemon.events import Events
 from netssmd.daemon.histogram import Histogram
 from netssmd.daemon.keeper import Identity, Keeper, Written
-from netssmd.daemon.lanes import Board, EngineCounters, EngineLane, OutputLane, WallClock, start_thread
+from netssmd.daemon.lanes import READY_NS, Board, EngineCounters, EngineLane, OutputLane, Pacing, start_thread
 from netssmd.daemon.notify import notify, reloading, status_seconds, watchdog_seconds
 from netssmd.daemon.snapshots import Store
 from netssmd.daemon.status import Rates, Status, line, status_of
@@ -51,6 +53,7 @@ from netssmd.output.file_sink import FileSink
 from netssmd.output.ledger import Ledger, SessionMeta, is_attack
 from netssmd.output.pacer import BOUNDS_NS
 from netssmd.output.pcap_ring import PcapRing
+from netssmd.output.rate import Rate
 from netssmd.output.sink import Sink
 from netssmd.packet.compliance import Checker
 
@@ -99,6 +102,9 @@ class Report:
     sessions: int
     taps: Mapping[str, Mapping[str, int]] = field(default_factory=dict)  # frames dropped, by device and reason
     malformed: dict[str, int] = field(default_factory=dict)
+    deficit_ns: int = 0  # how far session clocks were moved, summed
+    slipped_ns: int = 0  # how far the whole stream was
+    late_dropped: int = 0
 
     def lines(self) -> list[str]:
         """The closing lines, in tcpreplay's style (Mbps = 10^6 bits a second)."""
@@ -107,10 +113,22 @@ class Report:
         lines = [
             f"Actual: {self.packets} packets ({self.bytes} bytes) sent in {self.seconds:.2f} seconds",
             f"Rated: {rate:.1f} Bps, {rate * 8 / 1e6:.2f} Mbps, {self.packets / seconds:.2f} pps",
+            *self._deficits(),
         ]
         if self.malformed:
             lines.append(f"Malformed: {malformed_text(self.malformed)}")
         return lines
+
+    def _deficits(self) -> list[str]:
+        """What generation or this machine was too slow for."""
+        parts = []
+        if self.deficit_ns > SECOND // 10:
+            parts.append(f"sessions moved on by {self.deficit_ns / 1e9:.1f} s in sum")
+        if self.slipped_ns:
+            parts.append(f"the stream by {self.slipped_ns / 1e9:.2f} s")
+        if self.late_dropped:
+            parts.append(f"{self.late_dropped} packets dropped as too late")
+        return [f"Deficit: {', '.join(parts)}"] if parts else []
 
 
 def thread_count(wanted: int) -> int:
@@ -186,7 +204,7 @@ class Service:
         backend = self.model.backend(share * self.threads)
         self.backend_name = backend_name(backend)
         sinks = self._open_sinks()
-        clock = WallClock(session_ns=resumed.session_ns if resumed else 0) if config.engine.pace == "live" else None
+        clock = self._open_clock(resumed.session_ns if resumed else 0)
         start_ns = clock.now_ns() if clock else resumed.session_ns if resumed else time.time_ns()
         traffic = config.traffic
         arrivals = Arrivals(traffic.concurrency, traffic.arrivals, self.seed, start_ns, traffic.ramp, traffic.sessions)
@@ -196,14 +214,17 @@ class Service:
                 arrivals = resumed.arrivals
         self.board = Board(
             self.mix, arrivals, self.threads, config.engine.lookahead, start_ns, clock,
-            start_ns + duration_ns if duration_ns else FOR_EVER, config.engine.queue_packets,
+            self._end_ns(start_ns, duration_ns, clock), config.engine.queue_packets, READY_NS if self.tap else 0,
         )  # fmt: skip
+        if self.tap and config.tap.when_down == "wait":
+            self.tap.watch(self._tap_outage)
         for index in range(self.threads):
-            cap = RateCap(self.cap_packets_per_second / self.threads)
+            cap = self.rate_cap(self.cap_packets_per_second)
             slots = range(index * share, (index + 1) * share)
             scheduler = Scheduler(backend, config.engine.group, cap, slots)
             self.lanes.append(EngineLane(index, self.board, scheduler, self._open_session, self._session_ended))
-        self.output = OutputLane(self.board, sinks, self._describe, self._found)
+        live = [self.tap] if self.tap else []
+        self.output = OutputLane(self.board, sinks, self._describe, self._found, live, self._pacing())
         if self.keeper:
             self._begin_keeping(self.keeper)
 
@@ -212,7 +233,8 @@ class Service:
         keeper.put_back(self.board, self.lanes, self.output)
         clock = self.board.clock
         self._resumed = keeper.told(clock.lag_ns if clock else 0)
-        stored = self.ring.last_stored() if keeper.resumed and clock is None and self.ring is not None else None
+        topspeed = clock is None and not self.output.pacing.rate
+        stored = self.ring.last_stored() if keeper.resumed and topspeed and self.ring is not None else None
         if stored is not None and stored[0] >= self.output.release.released_ns:
             self.output.skip(*stored)
         keeper.begin(self._named(self.seed), self.board, self.lanes, self.output, self._cut)
@@ -222,19 +244,61 @@ class Service:
             for session in sessions:
                 self._ledger.cut(session, snapshot_id)
 
+    def _open_clock(self, session_ns: int) -> Clock | None:
+        """Session time at live pace; at top speed, or by a metronome, it is as far as packets are made."""
+        pacing = self.config.pacing
+        if pacing.pps or pacing.mbps or self.config.engine.pace == "topspeed":
+            return None
+        return WallClock(speed=self.speed, session_ns=session_ns)
+
+    @property
+    def speed(self) -> Fraction:
+        """Session time by real time, at live pace."""
+        return Rate.of("multiplier", self.config.pacing.multiplier).value
+
+    def _pacing(self) -> Pacing:
+        pacing = self.config.pacing
+        rate = Rate.of("pps", pacing.pps) if pacing.pps else Rate.of("mbps", pacing.mbps) if pacing.mbps else None
+        return Pacing(rate, self._late_ns, pacing.catch_up)
+
+    @property
+    def _late_ns(self) -> int:
+        """Beyond which packets are dropped; -1: nowhere."""
+        drops = self.config.pacing.deficit == "drop" and self.config.engine.pace == "live"
+        return self.config.pacing.late if drops else -1
+
+    def _end_ns(self, start_ns: int, duration_ns: int, clock: Clock | None) -> int:
+        """In session time; by a metronome the duration is real time, and a timer ends it."""
+        if not duration_ns:
+            return FOR_EVER
+        if self._pacing().rate:
+            self._loop.call_later(duration_ns / SECOND, self.stop)
+            return FOR_EVER
+        return start_ns + (clock.span_ns(duration_ns) if clock else duration_ns)
+
+    def rate_cap(self, packets_per_second: float) -> RateCap:
+        """One engine's share of a cap over all sessions, which is in real time."""
+        return RateCap(packets_per_second / self.threads / float(self.speed))
+
     def _open_sinks(self) -> list[Sink]:
+        """The sinks that are not live, and `tap`."""
         sinks: list[Sink] = []
-        tap = self.config.tap
+        tap, pacing = self.config.tap, self.config.pacing
         if tap.name:
             from netssmd.output.tap import Sides, TapOptions, open_taps
 
             sides = Sides(*(self.plan.networks(role) for role in (CLIENT, SERVER))) if tap.server_name else None
-            self.tap = open_taps(tap.names, TapOptions(tap.create, tap.mtu, tap.netns), sides)
-            sinks.append(self.tap)
+            realtime = pacing.realtime if self.config.engine.pace == "live" else 0
+            wait = tap.when_down == "wait"
+            options = TapOptions(tap.create, tap.mtu, tap.netns, realtime, self._late_ns, wait)
+            self.tap = open_taps(tap.names, options, sides)
         if self.config.output.files:
             self.ring = self._open_ring()
             sinks.append(FileSink(self.ring, self._ledger))
         return sinks
+
+    def _tap_outage(self, name: str, is_down: bool) -> None:
+        (self.pause if is_down else self.resume)(f"TAP {name}")
 
     def _open_ring(self) -> PcapRing:
         output = self.config.output
@@ -263,6 +327,7 @@ class Service:
         session = self.model.session(info, self.plan, limits, self.temperatures, snaplen, payload=output.payload)
         if self.config.compliance.check:
             session.checker = Checker(max_flows=MAX_FLOWS)
+        session.late_ns = int(self._late_ns)
         return session
 
     def _found(self, finding: str, meta: SessionMeta) -> None:
@@ -584,6 +649,10 @@ class Service:
         """Packets of ended sessions that were none, by reason."""
         return self._merged(lambda c: c.malformed)
 
+    def late_dropped(self) -> int:
+        """Packets not sent because they would have been later than pacing.late."""
+        return self.sum("late_dropped") + self.output.counters.late_dropped
+
     def files_written(self) -> int:
         """Captures completed."""
         return self.ring.files if self.ring else 0
@@ -630,6 +699,7 @@ class Service:
             self.packets_dropped(), sum(self.started().values()),
             self.by_tap(lambda port: {reason: count for reason, count in port.dropped.items() if count}),
             self.malformed(),
+            self.sum("deficit_ns"), counters.slipped_ns, self.late_dropped(),
         )  # fmt: skip
 
 

@@ -130,7 +130,7 @@ class Cut:
             output.take_all()
             for sink in output.sinks:
                 sink.flush(0)
-        self.packets = output.release.held()
+        self.packets = output.held()
         self.ended = output.ended()
         self.kept = {
             "session_ns": board.clock.now_ns() if board.clock else board.floor_ns,
@@ -142,7 +142,7 @@ class Cut:
                 [*_info(asked.info), asked.limits.packets, asked.limits.duration_ns] for asked in list(board.asked)
             ],
             "floors": list(board.floors),
-            "released_ns": output.release.released_ns,
+            "released_ns": output.reached_ns,
         }
         self.stood_ns = time.monotonic_ns() - self._since_ns
         self.done.set()

@@ -61,13 +61,16 @@ class Traffic:
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Lateness is of packets; deficit and throttling are how far session clocks were moved, summed."""
+    """Lateness is of packets; deficit and throttling are how far session clocks were moved, summed; slipped is how far
+    the whole stream was."""
 
     lateness_seconds: float
     lateness_max_seconds: float
     late_packets: int
     deficit_seconds: float
     throttled_seconds: float
+    slipped_seconds: float
+    late_dropped_packets: int
     held_packets: int
     inbox_batches: int
 
@@ -234,7 +237,8 @@ def status_of(service: Service) -> Status:
         ),
         timing=Timing(
             counters.lateness_ns / 1e9, counters.lateness_max_ns / 1e9, counters.late, service.sum("deficit_ns") / 1e9,
-            service.sum("throttled_ns") / 1e9, counters.held, board.inbox.qsize(),
+            service.sum("throttled_ns") / 1e9, counters.slipped_ns / 1e9, service.late_dropped(), counters.held,
+            board.inbox.qsize(),
         ),
         compliance=Compliance(
             service.config.compliance.check, dict(counters.findings), service.flows(),
@@ -296,4 +300,8 @@ def line(status: Status) -> str:
         parts.append(f"{timing.late_packets} late (worst {timing.lateness_max_seconds * 1e3:.0f} ms)")
     if timing.deficit_seconds > 0.1:
         parts.append(f"deficit {timing.deficit_seconds:.1f} s")
+    if timing.slipped_seconds:
+        parts.append(f"slipped {timing.slipped_seconds:.2f} s")
+    if timing.late_dropped_packets:
+        parts.append(f"{timing.late_dropped_packets} dropped as late")
     return ", ".join(parts)

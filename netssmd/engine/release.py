@@ -46,12 +46,14 @@ class Release:
         """Time of the earliest packet held."""
         return self._heap[0][0] if self._heap else None
 
-    def up_to(self, floor_ns: int, now_ns: int | None = None) -> list[OutPacket]:
+    def up_to(self, floor_ns: int, now_ns: int | None = None, limit: int = 0) -> list[OutPacket]:
         """The packets before `floor_ns` (the lowest floor of all engines) that are due at `now_ns` (None: at once), in
-        order."""
+        order; at most `limit` of them (0: all)."""
         out: list[OutPacket] = []
         heap = self._heap
         while heap and heap[0][0] < floor_ns and (now_ns is None or heap[0][0] <= now_ns):
+            if limit and len(out) >= limit:
+                break
             out.append(heapq.heappop(heap)[3])
         reached = floor_ns if now_ns is None else min(floor_ns, now_ns + 1)
         if heap:

@@ -30,6 +30,8 @@ Render = Callable[[Headers], tuple[bytes, int]]
 # Why a session is over: by itself, at a limit, by the daemon's stop, for a state that is no longer finite, because none
 # of what it says is a packet.
 RUNNING, ENDED, PACKETS, DURATION, STOPPED, BROKEN = "running", "end", "packets", "duration", "stopped", "broken"
+LATE = "late"  # too far behind, where what is late is dropped
+GIVE_UP = 10  # how many times `late_ns` that is
 ORDERED = "ordered"  # by a command
 TOKENS, SILENT = "tokens", "silent"
 
@@ -160,8 +162,8 @@ class Session:
 
     __slots__ = (
         "_before", "_prompt_at", "begin", "checker", "clock_ns", "decoder", "deficit_ns", "fixed_rows", "flows",
-        "identities", "info", "limits", "packets", "payload", "prompt", "reason", "render", "repetition", "stream",
-        "temperatures", "throttled_ns", "tokens",
+        "identities", "info", "late_dropped", "late_ns", "limits", "packets", "payload", "prompt", "reason", "render",
+        "repetition", "stream", "temperatures", "throttled_ns", "tokens",
     )  # fmt: skip
 
     def __init__(
@@ -197,6 +199,8 @@ class Session:
             repetition.add(begin)
         self._before = begin
         self.clock_ns = info.start_ns  # time of the last packet: no later one comes before it
+        self.late_ns = -1  # later packets are dropped, instead of moving the clock on; -1: none is
+        self.late_dropped = 0  # packets
         self.deficit_ns = 0  # how far the clock was moved because generation could not keep up
         self.throttled_ns = 0  # ... because of a cap on the rate
         self.packets = 0
@@ -259,7 +263,8 @@ class Session:
         """Take one token; the packet that it completes, if any.
 
         not_before_ns: a packet that would be earlier is too late to be sent in its time: the session's clock is moved
-            up to it and the difference counted in `deficit_ns`. cap_ns: the same for a cap on the rate, counted in
+            up to it and the difference counted in `deficit_ns`; with `late_ns` set the clock stays, and a packet that
+            is later than that is counted and not made. cap_ns: the same for a cap on the rate, counted in
             `throttled_ns`.
         """
         self.tokens += 1
@@ -285,9 +290,19 @@ class Session:
         if ts_ns < cap_ns:
             self.throttled_ns += cap_ns - ts_ns
             ts_ns = cap_ns
+        late = False
+        sent_ns = ts_ns
         if ts_ns < not_before_ns:
-            self.deficit_ns += not_before_ns - ts_ns
-            ts_ns = not_before_ns
+            sent_ns = not_before_ns
+            behind_ns = not_before_ns - ts_ns
+            if self.late_ns < 0:
+                self.deficit_ns += behind_ns
+                ts_ns = not_before_ns
+            elif behind_ns > self.late_ns * GIVE_UP:
+                self.reason = LATE
+                return None
+            else:
+                late = behind_ns > self.late_ns
         self.clock_ns = ts_ns
         self.packets += 1
         self.flows += decoded.new_flow
@@ -296,10 +311,13 @@ class Session:
         headers, direction = decoded.headers, decoded.direction
         if self.payload is not None:
             self.payload.fill(headers, decoded.flow, direction, decoded.kind)
-        found = 0 if self.checker is None else self.checker.observe(headers, ts_ns)
+        if late:
+            self.late_dropped += 1
+            return None
+        found = 0 if self.checker is None else self.checker.observe(headers, sent_ns)
         data, orig_len = self.render(headers)
         return OutPacket(
-            ts_ns, data, orig_len, self.info, decoded.flow, five_tuple(headers, direction), direction, decoded.kind,
+            sent_ns, data, orig_len, self.info, decoded.flow, five_tuple(headers, direction), direction, decoded.kind,
             found,
         )  # fmt: skip
 

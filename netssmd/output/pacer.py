@@ -1,9 +1,9 @@
 """Frames out of a descriptor, each at its moment: a queue of (due_ns, frame), and the loop that empties it.
 
-In: frames in the order of their time, from one thread (`push`, which waits while the queue is full). Out: one write(2)
-a frame, from the thread that calls `run`, at absolute deadlines on CLOCK_MONOTONIC in integer nanoseconds: an error
-never adds up, a stepped wall clock is not noticed, and `due_ns` 0 means at once. Nothing is reordered, and what is not
-sent is counted under its reason (REASONS).
+In: frames in the order of their time, from one thread (`push`, which waits a little while the queue is full). Out: one
+write(2) a frame, from the thread that calls `run`, at absolute deadlines on CLOCK_MONOTONIC in integer nanoseconds: an
+error never adds up, a stepped wall clock is not noticed, and `due_ns` 0 means at once. Nothing is reordered, and what
+is not sent is counted under its reason (REASONS).
 
 `run` comes back with an errno when the descriptor is of no more use, and is called again with another one; with -1 it
 drops what falls due, until a time. A frame stays in the queue until its fate is known.
@@ -36,6 +36,7 @@ BOUNDS_NS: Final = tuple(
 """Upper bounds of the lateness histogram; what is above the last one counts behind it."""
 
 CAPACITY: Final = 8192  # frames that may wait: 50 ms of 160,000 a second
+PATIENCE_SECONDS: Final = 0.1
 BUSY_NS: Final = 10_000_000  # a frame that the kernel has no room for is tried again for so long
 _PAUSE_NS: Final = 100_000  # between two of these tries
 _NAP_NS: Final = 20_000_000  # the longest sleep in one piece
@@ -66,7 +67,9 @@ class Pacer(Protocol):
     def lateness_sum_ns(self) -> int: ...
     @property
     def queued(self) -> int: ...
-    def push(self, frames: Sequence[Frame]) -> None: ...
+    def push(self, frames: Sequence[Frame]) -> int:
+        """Take frames; waits a little (PATIENCE_SECONDS) while there is no room. Returns how many it took."""
+
     def run(self, fd: int, until_ns: int = 0) -> int: ...
     def close(self, cut_ns: int) -> None:
         """No more frames come. What is due by `cut_ns` is still sent, the rest is dropped; `run` then ends."""
@@ -123,12 +126,19 @@ class PythonPacer:
     def queued(self) -> int:
         return len(self._frames)
 
-    def push(self, frames: Sequence[Frame]) -> None:
-        self._frames.extend(frames)
-        self._filled.set()
-        while len(self._frames) > self.capacity and self._cut_ns < 0:
+    def push(self, frames: Sequence[Frame]) -> int:
+        give_up_ns = time.monotonic_ns() + int(PATIENCE_SECONDS * 1e9)
+        taken = 0
+        while True:
+            room = max(0, self.capacity - len(self._frames))
+            self._frames.extend(frames[taken : taken + room])
+            taken += min(room, len(frames) - taken)
+            self._filled.set()
+            if taken == len(frames) or self._cut_ns >= 0 or time.monotonic_ns() >= give_up_ns:
+                return taken
             self._room.clear()
-            self._room.wait(0.05)
+            if len(self._frames) >= self.capacity:
+                self._room.wait(PATIENCE_SECONDS)
 
     def close(self, cut_ns: int) -> None:
         self._cut_ns = cut_ns

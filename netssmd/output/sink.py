@@ -53,6 +53,17 @@ class Sink(Protocol):
         """Finish cleanly. May be called again."""
 
 
+class LiveSink(Sink, Protocol):
+    """A sink that sends each packet at its `due_ns`, and so wants it before."""
+
+    @property
+    def lead_ns(self) -> int:
+        """How long before."""
+
+    def cut(self, due_ns: int) -> None:
+        """What is due later than this is not sent: the daemon stops. Called once, before `close`."""
+
+
 class NullSink:
     """Counts packets and bytes on the wire, and forgets them."""
 

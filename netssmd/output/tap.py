@@ -8,8 +8,8 @@ firewall, bridge or IPS between the two devices sees each conversation from both
 
 A frame longer than the device's MTU is fragmented if it is IPv4 and may be, and dropped and counted otherwise: the
 kernel itself would take it in silence. A device that is down or gone stops nobody: packets that fall due meanwhile are
-dropped and counted, one line is logged when it starts and one when it ends, and a device that is gone is looked for
-again, and made again if this process made it.
+dropped and counted, or (`wait`) whoever listens to `on_outage` holds the stream back. One line is logged when an outage
+begins and one when it ends; a device that is gone is looked for again, and made again if this process made it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -34,8 +34,13 @@ from netssmd.packet.fragment import fragments, link_len
 log = logging.getLogger("netssmd")
 
 CLIENT_SIDE, SERVER_SIDE = 0, 1
+LEAD_NS: Final = 50_000_000  # how long before their time packets are wanted: more than the interpreter's threads take
 RETRY_NS: Final = 500_000_000  # between two looks for a device that is gone
+LOOK_SECONDS: Final = 0.1  # between two looks at a device that is down
 _SIDES_KNOWN: Final = 65_536
+
+OnOutage = Callable[[str, bool], object]
+"""Called with a device's name when it goes (True) and when it is back (False)."""
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -43,13 +48,15 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 @dataclass(frozen=True, slots=True)
 class TapOptions:
     """How devices are opened. create: made here where they are missing, with this MTU; netns: where they live;
-    realtime: SCHED_FIFO priority of the sending threads, 0 = none."""
+    realtime: SCHED_FIFO priority of the sending threads, 0 = none; late_ns: see pacer.py; wait: frames are kept while a
+    device is down or gone."""
 
     create: bool = True
     mtu: int = 1500
     netns: str = ""
     realtime: int = 0
     late_ns: int = -1
+    wait: bool = False
     queue_packets: int = CAPACITY
 
 
@@ -59,7 +66,10 @@ class TapPort:
     def __init__(self, name: str, options: TapOptions, pacer: Pacer | None = None) -> None:
         self.name = name
         self.options = options
-        self.pacer: Pacer = pacer or open_pacer(options.queue_packets, options.late_ns)
+        self.on_outage: OnOutage | None = None
+        self.pacer: Pacer = pacer or open_pacer(options.queue_packets, options.late_ns, options.wait)
+        self._left: list[Frame] = []  # that found no room, while the device was waited for
+        self._closing = threading.Event()
         self.fragmented = 0  # frames that became several
         self.oversize = 0  # frames dropped because they were too long for the device
         self.outages = 0  # times that the device was down or gone
@@ -78,11 +88,15 @@ class TapPort:
         return self._up
 
     def push(self, frames: list[Frame]) -> None:
-        """Hand frames over, in the order of their time. Waits while too many wait."""
+        """Hand frames over, in the order of their time. Waits while too many wait, but not for a device."""
         limit = self._mtu + HEADER_BYTES
         if any(len(data) > limit for _, data in frames):
             frames = [(due_ns, piece) for due_ns, data in frames for piece in self._fit(data, limit)]
-        self.pacer.push(frames)
+        frames = self._left + frames
+        done = self.pacer.push(frames)
+        while done < len(frames) and (self._up or not self.options.wait) and not self._closing.is_set():
+            done += self.pacer.push(frames[done:])
+        self._left = frames[done:]
 
     def _fit(self, data: bytes, limit: int) -> Sequence[bytes]:
         if len(data) <= limit or len(data) - link_len(data) <= self._mtu:
@@ -93,6 +107,13 @@ class TapPort:
         else:
             self.oversize += 1
         return pieces
+
+    def watch(self, on_outage: OnOutage) -> None:
+        """Be told of outages, from any thread; of one that has begun already at once."""
+        with self._lock:
+            self.on_outage = on_outage
+            if not self._up:
+                on_outage(self.name, True)
 
     def look(self) -> None:
         """Read MTU and state from the kernel; a change of the state is logged. Called every second or so."""
@@ -110,22 +131,41 @@ class TapPort:
             log.warning("TAP %s is up again", self.name)
         else:
             self.outages += 1
-            log.warning("TAP %s is %s: its packets are dropped until it is back", self.name, what)
+            until = "all waits until" if self.options.wait else "its packets are dropped until"
+            log.warning("TAP %s is %s: %s it is back", self.name, what, until)
+        if self.on_outage:
+            self.on_outage(self.name, not up)
 
     def _work(self) -> None:
         """The sending thread: run the pacer, and find the device again when it is gone."""
         if problem := be_punctual(self.options.realtime):
             log.warning("TAP %s: %s", self.name, problem)
-        while True:
-            attached = self._attached
-            fd, until_ns = (attached.fd, 0) if attached else (-1, time.monotonic_ns() + RETRY_NS)
-            code = self.pacer.run(fd, until_ns)
-            if code == CLOSED:
-                return
+        while (code := self._run()) != CLOSED:
             if code == RETRY:
                 self._find()
+            elif code == errno.EIO:
+                self._sit_out()
             else:
                 self._lose(code)
+
+    def _run(self) -> int:
+        attached = self._attached
+        if attached:
+            return self.pacer.run(attached.fd)
+        if self.options.wait and not self._closing.wait(RETRY_NS / 1e9):
+            return RETRY
+        return self.pacer.run(-1, time.monotonic_ns() + RETRY_NS)
+
+    def _sit_out(self) -> None:
+        """The device is down, and is waited for."""
+        with self._lock:
+            self._set_up(False, "down")
+        while not self._closing.wait(LOOK_SECONDS):
+            self.look()
+            if self._up or self._attached is None:
+                return
+        with self._lock:
+            self._detach()  # what is left is dropped
 
     def _lose(self, code: int) -> None:
         """The descriptor is of no use any more."""
@@ -155,15 +195,24 @@ class TapPort:
 
     def close(self) -> None:
         """Send what is due, drop the rest, end the thread, close the device."""
-        self.pacer.close(time.monotonic_ns())
+        self.cut(time.monotonic_ns())
         self._thread.join()
         with self._lock:
             self._detach()
 
+    def cut(self, due_ns: int) -> None:
+        """No more frames come; what is due later is dropped."""
+        if not self._closing.is_set():
+            self._closing.set()
+            self.pacer.close(due_ns)
+
     @property
     def dropped(self) -> dict[str, int]:
         """Frames that were not sent, by reason."""
-        return dict(zip(REASONS, self.pacer.dropped, strict=True)) | {"oversize": self.oversize}
+        counts = dict(zip(REASONS, self.pacer.dropped, strict=True)) | {"oversize": self.oversize}
+        if self._closing.is_set():
+            counts["cut"] += len(self._left)
+        return counts
 
 
 class Sides:
@@ -207,6 +256,16 @@ class TapSink:
         self.ports = ports
         self.sides = sides
 
+    def watch(self, on_outage: OnOutage) -> None:
+        """Be told of outages, from any thread; of one that has begun already at once."""
+        for port in self.ports:
+            port.watch(on_outage)
+
+    @property
+    def lead_ns(self) -> int:
+        """How long before their time packets are wanted."""
+        return LEAD_NS
+
     @property
     def packets(self) -> int:
         """Frames that the kernel took."""
@@ -234,9 +293,14 @@ class TapSink:
     def flush(self, now_ns: int) -> None:
         for port in self.ports:
             port.look()
+            port.push([])
 
     def rotate(self) -> None:
         pass
+
+    def cut(self, due_ns: int) -> None:
+        for port in self.ports:
+            port.cut(due_ns)
 
     def close(self) -> None:
         for port in self.ports:

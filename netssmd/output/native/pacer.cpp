@@ -35,6 +35,7 @@ constexpr int closed = 0, retry = -1;
 constexpr int64_t pause_ns = 100'000;       // between two tries while the kernel has no room
 constexpr int64_t nap_ns = 50'000'000;      // the longest wait in one piece
 constexpr size_t bytes_per_frame = 1'024;   // room in the ring of bytes, for each frame of the capacity
+constexpr std::chrono::milliseconds patience(100);  // of who pushes, while there is no room
 constexpr size_t longest = 65'536 + 64;
 
 int64_t monotonic_ns() {
@@ -64,14 +65,16 @@ public:
           lateness_(bounds_.size() + 1), frames_(std::max<size_t>(capacity, 1) + 1),
           size_(std::max(capacity * bytes_per_frame, 4 * longest)), bytes_(new char[size_]) {}
 
-    // Copies the frames in; waits while the ring is full, with the lock released.
-    void push(nb::sequence frames) {
+    // Copies frames in; while the ring is full it waits with the lock released, up to patience. Returns how many are in.
+    size_t push(nb::sequence frames) {
+        size_t done = 0;
         for (nb::handle item : frames) {
             nb::tuple pair = nb::cast<nb::tuple>(item);
             int64_t due_ns = nb::cast<int64_t>(pair[0]);
             nb::bytes data = nb::cast<nb::bytes>(pair[1]);
             if (data.size() > longest || data.size() == 0) {
                 add(refused_by_push_, 1);
+                ++done;
                 continue;
             }
             if (!put(due_ns, data.c_str(), data.size())) {
@@ -79,11 +82,17 @@ public:
                 nb::gil_scoped_release released;
                 std::unique_lock lock(mutex_);
                 waiting_for_room_.store(true);
-                while (!put(due_ns, data.c_str(), data.size()) && cut_ns_.load() < 0) room_.wait_for(lock, std::chrono::milliseconds(50));
+                auto give_up = std::chrono::steady_clock::now() + patience;
+                bool in = false;
+                while (!(in = put(due_ns, data.c_str(), data.size())) && cut_ns_.load() < 0 && std::chrono::steady_clock::now() < give_up)
+                    room_.wait_until(lock, give_up);
                 waiting_for_room_.store(false);
+                if (!in) return done;
             }
+            ++done;
         }
         wake();
+        return done;
     }
 
     int run(int fd, int64_t until_ns) {
