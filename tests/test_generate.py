@@ -230,3 +230,52 @@ def test_merging_in_rounds_gives_the_same_order(tmp_path: Path, monkeypatch: pyt
     assert [(p.ts_ns, p.order) for p in at_once] == sorted((p.ts_ns, p.order) for p in at_once)
     with pytest.raises(ValueError, match="most that are merged"):
         list(spool.merge(paths * 2, tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("pps", 777), ("pps", 0.5), ("mbps", 1.5), ("multiplier", 3), ("multiplier", 0.1)]
+)
+def test_a_rate_retimes_a_capture(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str, value: float
+) -> None:
+    """Within 1 % of the asked, in the capture's own time, and the same packets in the same order as without."""
+    arguments = ("--label", "web", "--sessions", 9, "--seed", 5, "--max-packets", 60)
+    assert generate(model, *arguments, "-o", tmp_path / "drawn.pcap") == 0
+    assert generate(model, *arguments, f"--{option}", value, "-o", tmp_path / "timed.pcap") == 0
+    error = capsys.readouterr().err
+    drawn, timed = packets_of(tmp_path / "drawn.pcap"), packets_of(tmp_path / "timed.pcap")
+    assert [p.data for p in drawn] == [p.data for p in timed] and drawn[0].ts_ns == timed[0].ts_ns
+    span_ns = timed[-1].ts_ns - timed[0].ts_ns
+    got = {
+        "pps": (len(timed) - 1) * 1e9 / span_ns,
+        "mbps": sum(p.orig_len for p in timed[:-1]) * 8e3 / span_ns,
+        "multiplier": (drawn[-1].ts_ns - drawn[0].ts_ns) / span_ns,
+    }
+    assert got[option] == pytest.approx(value, rel=0.01)
+    size = sum(p.orig_len for p in timed)
+    assert f"Actual: {len(timed)} packets ({size} bytes) sent in {span_ns / 1e9:.2f} seconds\nRated: " in error
+    ledger = [json.loads(line) for line in (tmp_path / "timed.jsonl").read_text().splitlines()]
+    assert (ledger[0]["first_ts_ns"], ledger[0]["last_ts_ns"]) == (timed[0].ts_ns, timed[-1].ts_ns)
+
+
+def test_top_speed_leaves_no_gaps_and_the_manifest_knows(model: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    arguments = ("--label", "all", "--sessions", 3, "--seed", 5, "--max-packets", 50, "--topspeed")
+    assert generate(model, *arguments, "-o", f"{out}/") == 0
+    for row in csv.DictReader((out / "manifest.csv").open()):
+        packets = packets_of(out / row["file"])
+        if not packets:
+            continue
+        span_ns = packets[-1].ts_ns - packets[0].ts_ns
+        assert span_ns == sum(p.orig_len + 24 for p in packets[:-1]) * 8 // 10 and float(row["duration_s"]) == 0
+
+
+def test_rates_exclude_each_other(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for given, says in (
+        (("--pps", 5, "--topspeed"), "--pps and --topspeed exclude each other; keep one"),
+        (("--mbps", 5, "--multiplier", 2), "--mbps and --multiplier exclude each other; keep one"),
+        (("--pps", 0), "0.0 is not in the range x>0"),
+        (("--pps", "nan"), "is not a number that can be"),
+    ):
+        assert generate(model, "--label", "web", *given, "-o", tmp_path / "x.pcap") == 2
+        assert says in capsys.readouterr().err

@@ -109,7 +109,13 @@ def check_extras() -> Finding:
 def check_tap() -> Finding:
     if not os.path.exists("/dev/net/tun"):
         return Finding("notice", "no /dev/net/tun: packets can go to files only", "modprobe tun")
-    return Finding("ok", "/dev/net/tun is there")
+    if not os.access("/dev/net/tun", os.R_OK | os.W_OK):
+        return Finding("notice", "/dev/net/tun may not be opened by this user: no packets to a TAP",
+                       "chmod 0666 /dev/net/tun, as udev does")  # fmt: skip
+    if importlib.util.find_spec("netssmd.output._pacer") is None:
+        return Finding("notice", "/dev/net/tun is there; packets leave by Python's own clock, some milliseconds late",
+                       "install a C++ compiler, then `make setup`")  # fmt: skip
+    return Finding("ok", "/dev/net/tun is there, and the compiled sending thread")
 
 
 def check_tshark() -> Finding:

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import click
 
 from netssmd.commands.byte_options import Asked, with_byte_options
+from netssmd.commands.rates import chosen_rate, rate_options
 from netssmd.errors import OutputError, UsageError
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from netssmd.engine.plan import AddressPlan
     from netssmd.engine.session import OutPacket, Session, SessionInfo
     from netssmd.output.ledger import Ledger, SessionMeta
+    from netssmd.output.rate import Rate
+    from netssmd.output.spool import Spooled
     from netssmd.packet.pcap import Packet
 
 SECOND = 1_000_000_000
@@ -48,7 +51,6 @@ class Outcome:
     info: SessionInfo
     packets: int
     flows: int
-    duration_ns: int
     capped: bool
     malformed: dict[str, int]  # packets that were none, by reason; byte codec only
 
@@ -94,13 +96,15 @@ class Finite(click.FloatRange):
 @click.option("--model", default="embedded", help="Checkpoint folder. Default: the embedded model.")
 @click.option("--backend", type=click.Choice(["auto", "cpu", "torch", "cuda"]), default="auto", show_default=True)
 @click.option("--threads", type=click.IntRange(1), help="Engine threads. Default: one a core.")
+@rate_options
 @with_byte_options
 @click.option("-o", "--output", required=True, metavar="FILE.pcap|DIR/", help="One capture, or a folder of captures.")
 def command(
     labels: tuple[str, ...], sessions: int, packets: int | None, max_packets: int, seed: int | None, rtt: float | None,
     rate: float | None, loss: float | None, prompt: Path | None, prompt_packets: int, prompt_hosts: str,
     temperature: float | None, start: str, spacing: str, snaplen: int | None, payload: str, mark: str,
-    addresses: Path | None, model: str, backend: str, threads: int | None, output: str, **byte: Any,
+    addresses: Path | None, model: str, backend: str, threads: int | None, pps: float | None, mbps: float | None,
+    multiplier: float | None, topspeed: bool, output: str, **byte: Any,
 ) -> None:  # fmt: skip
     """Generate sessions once, into a capture file or a folder."""
     from netssmd.engine.mix import CONDITIONS
@@ -129,10 +133,16 @@ def command(
         parse_duration_ns(spacing),
         read_prompt(opened, prompt, prompt_packets) if prompt else asked.text_prompt(opened, names),
         prompt_hosts == "keep",
+        chosen_rate(pps, mbps, multiplier, topspeed),
     )
     count = min(threads or len(os.sched_getaffinity(0)), job.sessions)
     outcomes = target.write(job, count)
     _tell(job, outcomes, output, packets is None)
+    if job.rate:
+        from netssmd.output.rate import actual_lines
+
+        for line in actual_lines(target.sent.packets, target.sent.bytes, sum(target.sent.spans_ns) / SECOND):
+            click.echo(line, err=True)
 
 
 def plan_for(file: Path | None, seed: int, mark: str) -> AddressPlan:
@@ -192,6 +202,7 @@ class Job:
     spacing_ns: int
     prompt: Prompt | None
     keep_hosts: bool
+    rate: Rate | None = None  # packets get times by it; None: as drawn
 
     @property
     def sessions(self) -> int:
@@ -266,11 +277,35 @@ def _publish(ready: Path, folder: Path) -> None:
         os.replace(path, folder / path.name)
 
 
+class Sent:
+    """What went into captures: counted, and given its times on the way."""
+
+    def __init__(self) -> None:
+        self.packets = 0
+        self.bytes = 0
+        self.spans_ns: list[int] = []  # of each capture, from its first packet to its last
+
+    def timed(self, job: Job, packets: Iterator[Spooled]) -> Iterator[Spooled]:
+        """The packets of one capture, with the times that the job's rate gives them."""
+        from netssmd.output.rate import Retimer
+
+        retimer = Retimer(job.rate) if job.rate else None
+        first_ns = last_ns = -1
+        for p in packets:
+            last_ns = retimer.at(p.ts_ns, p.orig_len) if retimer else p.ts_ns
+            first_ns = last_ns if first_ns < 0 else first_ns
+            self.packets += 1
+            self.bytes += p.orig_len
+            yield p._replace(ts_ns=last_ns) if retimer else p
+        self.spans_ns.append(last_ns - first_ns)
+
+
 class Target:
     """Where the sessions go. `of` picks the kind by what the user wrote."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.sent = Sent()
 
     @staticmethod
     def of(text: str) -> Target:
@@ -325,7 +360,7 @@ class FileTarget(Target):
         ledger, metas = job.ledger(), [job.meta(i) for i in range(job.sessions)]
 
         def records(write: Callable[[Packet], None]) -> None:
-            for p in merge([spool_path(work, i) for i in range(job.sessions)], work):
+            for p in self.sent.timed(job, merge([spool_path(work, i) for i in range(job.sessions)], work)):
                 write(Packet(p.ts_ns, p.data, p.orig_len))
                 sizes = measure(p.data, p.orig_len)
                 ledger.observe(metas[p.order], p.ts_ns, p.flow, p.direction, p.orig_len, (), *sizes)
@@ -355,7 +390,7 @@ class FolderTarget(Target):
 
         def records(write: Callable[[Packet], None]) -> None:
             with open(spool_path(work, i), "rb") as spool:
-                for p in read_spool(spool, 0):
+                for p in self.sent.timed(job, read_spool(spool, 0)):
                     write(Packet(p.ts_ns, p.data, p.orig_len))
                     ledger.observe(meta, p.ts_ns, p.flow, p.direction, p.orig_len, (), *measure(p.data, p.orig_len))
             if not outcome.capped:
@@ -368,8 +403,8 @@ class FolderTarget(Target):
         info, conditions = outcome.info, outcome.info.conditions
         return (
             job.name(i), info.label, info.label.partition("-")[0], "train", outcome.packets, outcome.flows,
-            f"{outcome.duration_ns / SECOND:.3f}", *(f"{conditions[c]:g}" for c in ("rate_mbit", "rtt_ms", "loss_pct")),
-            int(outcome.capped), info.seed,
+            f"{self.sent.spans_ns[i] / SECOND:.3f}",
+            *(f"{conditions[c]:g}" for c in ("rate_mbit", "rtt_ms", "loss_pct")), int(outcome.capped), info.seed,
         )  # fmt: skip
 
 
@@ -399,21 +434,17 @@ class Spool:
         self._writer = SpoolWriter(self._file)
         self._outcomes = outcomes
         self._i = i
-        self._first_ns = -1
 
     def write(self, packet: OutPacket) -> None:
-        if self._first_ns < 0:
-            self._first_ns = packet.ts_ns
         self._writer.write(packet.ts_ns, packet.data, packet.orig_len, packet.five_tuple, packet.direction)
 
     def end(self, session: Session) -> None:
         from netssmd.engine.session import ENDED
 
         self._file.close()
-        duration_ns = session.clock_ns - self._first_ns if session.packets else 0
         capped = session.reason != ENDED
         self._outcomes[self._i] = Outcome(
-            session.info, session.packets, session.flows, duration_ns, capped, session.malformed()
+            session.info, session.packets, session.flows, capped, session.malformed()
         )  # fmt: skip
 
 

@@ -53,7 +53,7 @@ from netssmd.output.file_sink import FileSink
 from netssmd.output.ledger import Ledger, SessionMeta, is_attack
 from netssmd.output.pacer import BOUNDS_NS
 from netssmd.output.pcap_ring import PcapRing
-from netssmd.output.rate import Rate
+from netssmd.output.rate import Rate, actual_lines
 from netssmd.output.sink import Sink
 from netssmd.packet.compliance import Checker
 
@@ -108,13 +108,7 @@ class Report:
 
     def lines(self) -> list[str]:
         """The closing lines, in tcpreplay's style (Mbps = 10^6 bits a second)."""
-        seconds = max(self.seconds, 1e-9)
-        rate = self.bytes / seconds
-        lines = [
-            f"Actual: {self.packets} packets ({self.bytes} bytes) sent in {self.seconds:.2f} seconds",
-            f"Rated: {rate:.1f} Bps, {rate * 8 / 1e6:.2f} Mbps, {self.packets / seconds:.2f} pps",
-            *self._deficits(),
-        ]
+        lines = [*actual_lines(self.packets, self.bytes, self.seconds), *self._deficits()]
         if self.malformed:
             lines.append(f"Malformed: {malformed_text(self.malformed)}")
         return lines

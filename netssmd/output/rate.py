@@ -100,3 +100,12 @@ class Retimer:
             return at_ns
         value = self._rate.value
         return self._first_ns + (ts_ns - self._first_ns) * value.denominator // value.numerator
+
+
+def actual_lines(packets: int, size: int, seconds: float) -> list[str]:
+    """What came of it, as tcpreplay prints it (Mbps = 10^6 bits a second)."""
+    rate = size / max(seconds, 1e-9)
+    return [
+        f"Actual: {packets} packets ({size} bytes) sent in {seconds:.2f} seconds",
+        f"Rated: {rate:.1f} Bps, {rate * 8 / 1e6:.2f} Mbps, {packets / max(seconds, 1e-9):.2f} pps",
+    ]
