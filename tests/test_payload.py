@@ -11,6 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from netssmd.codec.kinds import KINDS, LEAST
+from netssmd.engine.identities import FreshIdentities
+from netssmd.engine.names import wire_name
+from netssmd.engine.plan import address_plan
 from netssmd.engine.sampling import Stream
 from netssmd.packet.messages import FAMILIES, WRITERS
 from netssmd.packet.payload import MAX_FLOWS, MODES, PayloadWriter
@@ -42,14 +45,15 @@ class Talk:
         self.writer, self.transport, self.port, self.flow, self.sport = writer, transport, port, flow, sport
         self.seq = [1000, 0xFFFFFF00]
         self.told: set[int] = set()
+        self.server = SERVER
 
     def packet(self, direction: int, size: int, kind: str = "unknown", flags: int = PSH | ACK) -> Headers:
         h = Headers()
         h.link = bytes.fromhex("024e00000002024e000000010800")
         h.version, h.transport, h.protocol = IPV4, self.transport, self.transport
-        h.src, h.sport, h.dst, h.dport = CLIENT, self.sport, SERVER, self.port
+        h.src, h.sport, h.dst, h.dport = CLIENT, self.sport, self.server, self.port
         if direction:
-            h.src, h.sport, h.dst, h.dport = SERVER, self.port, CLIENT, self.sport
+            h.src, h.sport, h.dst, h.dport = self.server, self.port, CLIENT, self.sport
         h.payload_len = size
         if self.transport == TCP:
             h.seq, h.ack, h.flags, h.window = self.seq[direction], self.seq[1 - direction], flags, 500
@@ -182,7 +186,7 @@ ANSWERS = {
 
 @given(
     st.sampled_from(["dns-query-a", "dns-query-aaaa", "dns-query-other"]), st.sampled_from(sorted(ANSWERS)),
-    st.integers(19, 90), st.integers(0, 900), st.booleans(),
+    st.integers(26, 90), st.integers(0, 900), st.booleans(),
 )  # fmt: skip
 def test_dns_answers_match_their_questions(query: str, answer: str, asks: int, more: int, tcp: bool) -> None:
     dns = pytest.importorskip("scapy.layers.dns")
@@ -279,3 +283,56 @@ def test_tshark_finds_nothing_malformed_and_names_every_protocol(tmp_path: Path)
         part = 0.2 if transport == TCP or kind in MEDIA else 1.0
         assert named[kind, transport] >= part * count, kind
     assert {kind for kind, _ in payloads} >= set(WRITERS) - {"zeros", "text", "quic-short"}
+
+
+def test_the_plan_names_servers_in_questions_answers_hellos_and_requests() -> None:
+    """DNS before use: what is asked for, what the answer holds, where the session goes and what it calls it."""
+    names = FreshIdentities(address_plan(seed=3), 0, Stream(7))
+    w = PayloadWriter("protocol", Stream(1), KINDS, names)
+    dns = Talk(w, UDP, 53, flow=1)
+    for size in range(30, 60):
+        question = dns.say(0, size, "dns-query-a")
+        again = dns.say(0, size, "unknown")  # as long, before the answer: AAAA for the same name
+        if not question[11]:  # without an additional record
+            assert question[12:-4] == again[12:-4] and (question[-3], again[-3]) == (1, 28)
+        answer = dns.say(1, size + 16, "dns-answer-1")
+        dns.say(1, size, "unknown")
+        wire = question[12 : question.index(b"\0", 12) + 1]
+        assert answer[:2] == question[:2] and wire in answer
+        names.settle(names.host(4, 0, 1)[0], 53)
+        address = names.settle(names.host(4, 0, 1)[0], 443)[0]
+        assert answer[12 + len(wire) + 4 :][12:16] == address
+        text = names.server_name(address)
+        assert wire_name(text) == wire
+        for port, kind, room in ((443, "tls-client-hello", 517), (443, "tls-client-hello", 190), (80, "http-get", 120)):
+            talk = Talk(w, TCP, port, flow=1000 * size + room)
+            talk.server = address
+            said = talk.say(0, room, kind)
+            assert text in said and (kind != "http-get" or b"\r\nHost: " + text + b"\r\n" in said)
+
+
+@pytest.mark.parametrize("room", range(60, 700, 7))
+def test_a_hello_is_whole_in_any_room_and_name_of_any_length(room: int) -> None:
+    for size in (4, 9, 15, 21, 40, 63):
+        names = FreshIdentities(address_plan(names=["x" * (size - 3) + ".xy"]), 0, Stream(7))
+        talk = Talk(PayloadWriter("protocol", Stream(1), KINDS, names), TCP, 443)
+        hello = talk.say(0, room, "tls-client-hello")
+        assert hello[:3] == b"\x16\3\1" and int.from_bytes(hello[3:5], "big") == room - 5
+        assert int.from_bytes(hello[6:9], "big") == room - 9
+        at = 9 + 34
+        at += 1 + hello[at]
+        at += 2 + int.from_bytes(hello[at : at + 2], "big")
+        at += 1 + hello[at]
+        assert int.from_bytes(hello[at : at + 2], "big") == room - at - 2
+        at += 2
+        while at < room:
+            at += 4 + int.from_bytes(hello[at + 2 : at + 4], "big")
+        assert at == room
+
+
+def test_a_request_without_room_for_the_host_is_of_version_1_0() -> None:
+    for room in range(18, 200):
+        said = Talk(writer(), TCP, 80).say(0, room, "http-get")
+        head, _, rest = said.partition(b"\r\n\r\n")
+        assert head.startswith(b"GET /") and not rest
+        assert (b"Host: " in head) == (b" HTTP/1.1" in head)

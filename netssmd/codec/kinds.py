@@ -79,15 +79,15 @@ _NUMBER: Final = {name: i for i, name in enumerate(KINDS)}
 # Fewest payload bytes with which a packet of a kind is still one, by transport; what is not here needs none. On TCP
 # most messages can go on in the next segment, but an SSH packet has 16 bytes at least (RFC 4253 section 6).
 LEAST: Final = {
-    (_UDP, "dns-query-a"): 19,
-    (_UDP, "dns-query-aaaa"): 19,
-    (_UDP, "dns-query-other"): 19,
-    (_UDP, "dns-answer-empty"): 19,
+    (_UDP, "dns-query-a"): 26,
+    (_UDP, "dns-query-aaaa"): 26,
+    (_UDP, "dns-query-other"): 26,
+    (_UDP, "dns-answer-empty"): 26,
     (_UDP, "dns-answer-1"): 35,
     (_UDP, "dns-answer-few"): 51,
     (_UDP, "dns-answer-many"): 99,
-    (_UDP, "dns-nxdomain"): 19,
-    (_UDP, "dns-error"): 19,
+    (_UDP, "dns-nxdomain"): 26,
+    (_UDP, "dns-error"): 26,
     (_UDP, "ntp-client"): 48,
     (_UDP, "ntp-server"): 48,
     (_UDP, "stun-request"): 20,
@@ -114,7 +114,7 @@ LEAST: Final = {
 
 # The same by well-known port, for a side whose kind says nothing.
 LEAST_AT_PORT: Final = {
-    (_UDP, 53): 19,
+    (_UDP, 53): 26,
     (_UDP, 67): 300,
     (_UDP, 68): 300,
     (_UDP, 123): 48,
@@ -122,8 +122,8 @@ LEAST_AT_PORT: Final = {
     (_UDP, 162): 56,
     (_UDP, 443): 21,
     (_UDP, 5060): 44,
-    (_UDP, 5353): 19,
-    (_UDP, 5355): 19,
+    (_UDP, 5353): 26,
+    (_UDP, 5355): 26,
     (_TCP, 21): 7,
     (_TCP, 22): 16,
     (_TCP, 25): 7,

@@ -216,13 +216,18 @@ def _dns_question(s: Speaker, room: int, qtype: int) -> tuple[bytes, bytes]:
 
 def dns_query(s: Speaker, room: int) -> bytes:
     """A question, its name as long as the message asks for; code: 0 A, 1 AAAA, 2 another type."""
-    least = 19
+    least = 26 if s.tcp else 19  # such as abc.test
     prefix = b""
     if s.tcp:
         room = room - 2 if room >= least + 2 else 30
         prefix = _u16(room)
         s.total = room + 2
-    question, extra = _dns_question(s, max(room, least), _QTYPES[s.code])
+    code = s.code
+    if code == 0 and s.asked:  # right after a question that is not answered yet, another as long: AAAA follows A
+        last = s.asked[-1]
+        if len(last) + 10 == room and last[-3] == 1:
+            code = 1
+    question, extra = _dns_question(s, max(room, least), _QTYPES[code])
     ident = s.noise(2)
     s.ask(ident + question)
     return prefix + ident + b"\1\0\0\1\0\0\0\0\0" + (b"\1" if extra else b"\0") + question + extra
@@ -255,10 +260,13 @@ def _answers(s: Speaker, name: bytes, qtype: int, room: int, least: int, most: i
     """`least` to `most` records, as near to `room` bytes as can be; fewer if they do not fit. Return: how many."""
     size = 28 if qtype == 28 else 16
     room = min(room, _DNS_RECORDS_MAX)
-    if room % size == 0 and least <= room // size <= most:
-        count = room // size
-        addresses = _addresses(s, name, qtype, count)
-        return count, b"".join([_record(s, 12, qtype, i, addresses) for i in range(count)])
+    for spare in (0, 11):  # nothing else, or an additional record
+        count = (room - spare) // size
+        if (room - spare) % size == 0 and max(1, least) <= count <= most:
+            addresses = _addresses(s, name, qtype, count)
+            return count, b"".join([_record(s, 12, qtype, i, addresses) for i in range(count)])
+    if most == 1 and room >= size + 15:  # an address and padding say more than an alias alone
+        return 1, _record(s, 12, qtype, 0, _addresses(s, name, qtype, 1))
     count = min(most, 1 + (room - 16) // size) if room >= 16 else 0
     if count <= 0:
         return 0, b""
@@ -284,6 +292,8 @@ def dns_answer(s: Speaker, room: int) -> bytes:
     asked = s.answer()
     if not asked:
         n = max(1, min(room - 12 - 4 - 16 * least, 24))
+        if s.names is not None and n < 14:  # a name comes before answers
+            n = min(14, max(1, room - 16))
         name = s.names.question(n, 1) if s.names is not None else b""
         asked = s.noise(2) + (name or _name(s, n)) + b"\0\1\0\1"
     ident = asked[:2]

@@ -44,7 +44,7 @@ outputs:
       filename: eve.json
       types:
         - flow
-        - tls
+        - tls: {{extended: yes}}
         - dns
         - http
         - stats: {{totals: yes, threads: no, deltas: no}}
@@ -74,12 +74,14 @@ class Seen:
     Attributes:
         protocols: flows by transport and application protocol, such as ("TCP", "tls"); "failed" where it found none in
             the bytes, "" where there were no bytes to look at.
+        flows: (transport, address, port, address, port) of each flow, as Suricata saw it opened.
         events: complaints by name, such as "decoder.ipv4.trunc_pkt", "stream.pkt_invalid_ack", "applayer.http....".
         stats: its counters, flat, such as "tcp.invalid_checksum".
         names: server names and host names that it read out of TLS and HTTP. answers: address -> names, from DNS.
     """
 
     protocols: Counter[tuple[str, str]] = field(default_factory=Counter)
+    flows: list[tuple[str, str, int, str, int]] = field(default_factory=list)
     events: Counter[str] = field(default_factory=Counter)
     stats: dict[str, int] = field(default_factory=dict)
     names: list[tuple[str, str]] = field(default_factory=list)
@@ -158,6 +160,8 @@ def _take(seen: Seen, event: dict[str, Any]) -> None:
     kind = event["event_type"]
     if kind == "flow":
         seen.protocols[event["proto"], event.get("app_proto", "")] += 1
+        ports = event.get("src_port", 0), event.get("dest_port", 0)
+        seen.flows.append((event["proto"], event.get("src_ip", ""), ports[0], event.get("dest_ip", ""), ports[1]))
     elif kind == "anomaly":
         anomaly = event["anomaly"]
         name = str(anomaly.get("event", anomaly.get("code", "unknown"))).lower()
