@@ -21,12 +21,14 @@ from __future__ import annotations
 import json
 import socket
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from itertools import islice
 from typing import Any, BinaryIO, Final, TypeAlias
+
+import msgspec
 
 from netssmd import __version__
 from netssmd.packet.pcap import LINKTYPE_ETHERNET, MAX_SNAPLEN
@@ -61,6 +63,9 @@ class SessionMeta:
     attack: bool = False
     resumed: Mapping[str, Any] | None = None  # the snapshot that it went on from: see docs/ledger.md
 
+
+_Observed: TypeAlias = tuple[int, int, int, int, int, tuple[str, ...], int, int, int]
+_Journal: TypeAlias = tuple[bool, list[SessionMeta], list[FlowKey | None], list[_Observed], list[str]]
 
 # A row of counts: packets from originator and responder, bytes, IP bytes and payload bytes likewise, first and last
 # ts_ns, what was seen (a bit for each of LETTERS), and the same in order (four bits each: index of LETTERS plus 1).
@@ -150,6 +155,9 @@ class Ledger:
         self._tallies: dict[str, _Tally] = {}
         self._rest = _Tally(SessionMeta(""))
         self._flow_count = 0
+        self._told: dict[str, int] = {}  # numbers of sessions and flows that the journal knows
+        self._told_flows: dict[FlowKey | None, int] = {}
+        self._ended: list[str] = []  # since the journal was written last
         self._current = self._rest  # the tally of the session that spoke last
         self._flows = self._rest.flows
 
@@ -192,6 +200,43 @@ class Ledger:
     def end(self, session: SessionMeta) -> None:
         """The session has spoken its last packet."""
         self._tally(session).complete = True
+        self._ended.append(session.id)
+
+    def journal(self, notes: Sequence[Note]) -> bytes:
+        """These packets as bytes from which `replay` makes the tally again, in the order in which they were made.
+        Sessions and flows are told once a slice."""
+        metas, flows, rows = [], [], []
+        anew = len(self._told_flows) > self._max_flows  # forget rather than grow
+        if anew:
+            self._told, self._told_flows = {}, {}
+        for session, ts_ns, flow, *rest in notes:
+            number = self._told.get(session.id)
+            if number is None:
+                number = self._told[session.id] = len(self._told)
+                metas.append(session)
+            flow_number = self._told_flows.get(flow)
+            if flow_number is None:
+                flow_number = self._told_flows[flow] = len(self._told_flows)
+                flows.append(flow)
+            rows.append((number, ts_ns, flow_number, *rest))
+        ended, self._ended = self._ended, []
+        return msgspec.msgpack.encode((anew, metas, flows, rows, ended))
+
+    def replay(self, blocks: Iterable[bytes]) -> None:
+        """Tally what a journal tells. Raises ValueError for what is none."""
+        metas: list[SessionMeta] = []
+        flows: list[FlowKey | None] = []
+        for block in blocks:
+            anew, new_metas, new_flows, rows, ended = msgspec.msgpack.decode(block, type=_Journal)
+            if anew:
+                metas, flows = [], []
+            metas += new_metas
+            flows += new_flows
+            for number, ts_ns, flow_number, *rest in rows:
+                self.observe(metas[number], ts_ns, flows[flow_number], *rest)
+            for session in ended:
+                if session in self._tallies:
+                    self._tallies[session].complete = True
 
     def cut(self, session: SessionMeta, snapshot: str) -> None:
         """The daemon stops: the session goes on from this snapshot at the next start."""
@@ -217,11 +262,13 @@ class Ledger:
         tally.flows[flow] = row
         return row
 
-    def write(self, file: BinaryIO, capture: str) -> None:
-        """Write the lines of this slice, whose capture file is called `capture`, to an open binary file."""
+    def write(self, file: BinaryIO, capture: str, recovered: bool = False) -> None:
+        """Write the lines of this slice, whose capture file is called `capture`, to an open binary file. recovered:
+        from the journal of a writer that was killed."""
         tallies = self._tallies.values()
         rows = [row for tally in [*tallies, self._rest] for row in tally.rows()]
-        file.write(_line(self._header(capture) | {"sessions": len(tallies)} | _totals(rows)))
+        told = {"recovered": True} if recovered else {}
+        file.write(_line(self._header(capture) | told | {"sessions": len(tallies)} | _totals(rows)))
         for tally in tallies:
             file.writelines(_session_line(tally))
         if self._rest.omitted:

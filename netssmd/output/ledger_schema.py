@@ -75,14 +75,14 @@ class Header(msgspec.Struct, tag="header", tag_field="type", kw_only=True):
     linktype: Annotated[int, told("of the capture: 1 is Ethernet")]
     snaplen: Annotated[int, told("bytes kept of a packet at most")]
     created: Annotated[str, told("when the slice was completed, UTC")]
-    sessions: Annotated[int | None, told("session lines that follow; null if not known")]
+    sessions: Annotated[int | None, told("session lines that follow; null if a killed writer left no journal")]
     packets: Annotated[int, told("packets in the capture")]
     first_ts_ns: Annotated[int | None, told("time of the first packet, nanoseconds since 1970")] = None
     last_ts_ns: Annotated[int | None, told("time of the last packet")] = None
     bytes: Annotated[int | None, told("bytes on the wire")] = None
     recovered: Annotated[
         bool,
-        told("the writer was killed: its packets are known, its sessions are not; missing otherwise"),
+        told("the writer was killed, and this ledger made from its journal; missing otherwise"),
     ] = False
 
 

@@ -4,8 +4,13 @@ In: packets in the order of their time. Out: files `netssmd_00001_20260131235959
 goes on after a restart, and the UTC time of the slice's first packet) and, just before each, its ledger `....jsonl`.
 
 A file is there under its name only when it is complete. Until then it is the hidden `.<name>.part`, and then: store,
-fsync, ledger (part file, fsync, rename), rename, fsync of the directory. What a killed run leaves is cut back to its
-last whole record and finished at the next start. A file without packets never appears.
+fsync, ledger (part file, fsync, rename), rename, fsync of the directory. What a killed run leaves is finished at the
+next start: a journal beside the part file, one block each time that packets are stored, says whose they are, so the
+capture is cut back to the last block that is whole in both, and the ledger tells exactly the packets that are left.
+Without a journal it is cut back to the last whole record, and the ledger counts packets only. A file without packets
+never appears.
+
+    block = length(4) CRC-32(4) | from(8) to(8) in the part file, packets(4) | what `beside` says     little-endian
 
 A slice ends before the packet that would make it larger than `max_bytes` or `max_packets`, and with the first packet
 behind a multiple of `max_seconds` on the packets' own clock. A packet of an earlier time stays in the open slice.
@@ -24,9 +29,11 @@ import errno
 import fcntl
 import os
 import re
+import struct
 import time
+import zlib
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Final, Literal, Protocol
@@ -39,6 +46,8 @@ _SECOND: Final = 1_000_000_000
 _NO_SPACE: Final = (errno.ENOSPC, errno.EDQUOT)
 _TRIES: Final = 1024  # packets dropped between two looks at the free space
 _SLACK: Final = 64 << 10
+_BLOCK: Final = struct.Struct("<II")  # of a journal: length and CRC-32 of what follows
+_SPAN: Final = struct.Struct("<QQI")  # bytes of the capture from and to, packets; then what `beside` says
 
 
 class Beside(Protocol):
@@ -52,7 +61,13 @@ class Beside(Protocol):
     def observe(self) -> Callable[..., None]:
         """Called with the note of each packet that is in the capture now."""
 
-    def write(self, file: BinaryIO, capture: str) -> None: ...
+    def write(self, file: BinaryIO, capture: str, recovered: bool = False) -> None: ...
+
+    def journal(self, notes: Sequence[tuple[Any, ...]]) -> bytes:
+        """The notes of packets that are in the capture now, as bytes."""
+
+    def replay(self, blocks: Iterable[bytes]) -> None:
+        """Observe again what a journal tells. Raises ValueError for bytes that are none."""
 
     def write_recovered(self, file: BinaryIO, capture: str, packets: int) -> None: ...
 
@@ -70,6 +85,7 @@ class _Slice:
     packets: int = 0  # stored and pending
     bytes: int = FILE_HEADER_BYTES  # likewise
     stored: int = FILE_HEADER_BYTES  # bytes in the file
+    journal: int = -1  # file descriptor of the journal
 
 
 class PcapRing:
@@ -260,6 +276,9 @@ class PcapRing:
             raise
         self._number += 1
         self._slice = _Slice(fd, name, ts_ns // self._slot_ns if self._slot_ns else 0)
+        if self._beside is not None:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC
+            self._slice.journal = os.open(self._journal(name), flags, 0o644)
 
     def _store_if_room(self) -> None:
         self._demand_room(self._pending_bytes)
@@ -293,6 +312,7 @@ class PcapRing:
 
     def _settle(self, current: _Slice, count: int, size: int) -> None:
         """The first `count` pending records, `size` bytes, are stored."""
+        start = current.stored
         current.stored += size
         self.packets += count
         self.bytes += size
@@ -302,8 +322,12 @@ class PcapRing:
             for note in self._notes[:count]:
                 if note:
                     observe(*note)
+        notes = [note for note in self._notes[:count] if note]
         del self._pending[:count]
         del self._notes[:count]
+        if self._beside is not None and count:
+            block = _SPAN.pack(start, current.stored, count) + self._beside.journal(notes)
+            _write_all(current.journal, _BLOCK.pack(len(block), zlib.crc32(block)) + block)
 
     def _finish(self) -> None:
         """Complete the slice. Until its last step succeeds, the slice stays open and this may be tried again."""
@@ -316,6 +340,7 @@ class PcapRing:
         os.rename(self._part(current.name), self._directory / current.name)
         self._slice = None
         os.close(current.fd)
+        self._end_journal(current, keep=False)
         self.bytes += FILE_HEADER_BYTES
         self.files += 1
         if self._max_files is not None:
@@ -337,8 +362,48 @@ class PcapRing:
             self._forget_pending()
             self._finish()
 
-    def _write_beside(self, name: str, recovered: int | None) -> None:
-        """The file beside a capture; `recovered` is the number of packets if its writer was killed."""
+    def _journal(self, name: str) -> Path:
+        """Beside a part file: what its packets are, in case that this process is killed."""
+        return self._directory / f".{name}.journal"
+
+    def _end_journal(self, current: _Slice, keep: bool) -> None:
+        if current.journal >= 0:
+            os.close(current.journal)
+            current.journal = -1
+            if not keep:
+                with contextlib.suppress(OSError):
+                    self._journal(current.name).unlink()
+
+    def _replay(self, name: str, size: int) -> tuple[int, int]:
+        """Have `beside` observe what the journal of a part file knows of its first `size` bytes. Return: the bytes that
+        it knows, and packets in them; 0 and 0 if there is no journal or it is damaged from the start."""
+        try:
+            content = self._journal(name).read_bytes()
+        except OSError:
+            return 0, 0
+        assert self._beside is not None
+        self._beside.clear()
+        at, end, packets, blocks = 0, FILE_HEADER_BYTES, 0, []
+        while at + _BLOCK.size <= len(content):
+            length, checksum = _BLOCK.unpack_from(content, at)
+            block = content[at + _BLOCK.size : at + _BLOCK.size + length]
+            if len(block) != length or length < _SPAN.size or zlib.crc32(block) != checksum:
+                break
+            start, stop, count = _SPAN.unpack_from(block)
+            if start != end or stop > size:
+                break
+            at, end, packets = at + _BLOCK.size + length, stop, packets + count
+            blocks.append(block[_SPAN.size :])
+        try:
+            self._beside.replay(blocks)
+        except (ValueError, TypeError, IndexError):
+            self._beside.clear()
+            return 0, 0
+        return (end, packets) if packets else (0, 0)
+
+    def _write_beside(self, name: str, recovered: int | None, replayed: bool = False) -> None:
+        """The file beside a capture; `recovered` is the number of packets if its writer was killed and left no journal,
+        replayed: it left one."""
         if self._beside is None:
             return
         beside = _beside_name(name, self._beside.suffix)
@@ -346,7 +411,7 @@ class PcapRing:
         try:
             with part.open("wb") as file:
                 if recovered is None:
-                    self._beside.write(file, name)
+                    self._beside.write(file, name, replayed)
                 else:
                     self._beside.write_recovered(file, name, recovered)
                 file.flush()
@@ -375,6 +440,7 @@ class PcapRing:
         self._forget_pending()
         if self._slice is not None:
             os.close(self._slice.fd)
+            self._end_journal(self._slice, keep=self._slice.stored > FILE_HEADER_BYTES)
             if self._slice.stored <= FILE_HEADER_BYTES:
                 with contextlib.suppress(OSError):
                     self._part(self._slice.name).unlink()
@@ -433,6 +499,10 @@ class PcapRing:
                 left.append(final)
             elif pattern.fullmatch(os.path.splitext(final)[0] + ".pcap"):
                 (self._directory / name).unlink()  # a ledger that was not finished
+        for name in names:
+            part = name.removesuffix(".journal") + ".part"
+            if name.endswith(".journal") and part not in names and pattern.fullmatch(part[1 : -len(".part")]):
+                (self._directory / name).unlink()
         self._number = max(map(_number, complete + left), default=0)
         complete += [name for name in sorted(left, key=_number) if self._recover(name)]
         self._complete.extend(sorted(complete, key=_number))
@@ -441,21 +511,26 @@ class PcapRing:
         part = self._part(name)
         with part.open("r+b") as file:
             size, packets = whole_records(file)
+            known, replayed = self._replay(name, size) if self._beside is not None else (0, 0)
             if packets:
-                file.truncate(size)
+                file.truncate(known or size)
                 os.fsync(file.fileno())
         if not packets:
             part.unlink()
+            self._journal(name).unlink(missing_ok=True)
             return False
         if self._beside is not None and not (self._directory / _beside_name(name, self._beside.suffix)).exists():
             try:
-                self._write_beside(name, packets)
+                self._write_beside(name, None if replayed else packets, bool(replayed))
+                self._beside.clear()
             except OSError as error:
                 if self._drop and error.errno in _NO_SPACE:
                     return False  # it waits for a start with more room
                 raise
         os.rename(part, self._directory / name)
         self._sync_directory()
+        with contextlib.suppress(OSError):
+            self._journal(name).unlink()
         self.recovered.append(name)
         return True
 
