@@ -68,6 +68,12 @@ LIES = {
     ),
     "a request whose id is no text": ("control", b'{"command": "status", "id": "\\ud800"}'),
     "a request whose id is nested": ("control", b'{"command": "status", "id": ' + b"[" * 990 + b"]" * 990 + b"}"),
+    "a snapshot of a billion flows": ("snapshot_session", b"\xdd\x3b\x9a\xca\x00" + b"\xc0" * 100),
+    "a snapshot with half an entry": ("snapshot_session", b"\x92\x02\x01"),
+    "a snapshot nested 100,000 deep": ("snapshot_session", b"\x91" * 100_000),
+    "a snapshot of 2^31 sessions": (
+        "snapshot_file", (SEEDS / "snapshot_file/one").read_bytes().replace(b"sessions\x01", b"sessions\xce\x80\0\0\0"),
+    ),
     "TOML nested 10,000 deep": ("toml", b"x = " + b"[" * 10_000),
     "TOML with a key of 2,000 parts": ("toml", b"engine.threads." + b"a." * 2_000 + b"a = 1"),
     "a size of 5,000 digits": ("units", b"1" * 5_000 + b"MB"),

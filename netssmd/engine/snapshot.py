@@ -307,6 +307,8 @@ class _Making:
             items.extend(map(self.thing, value[1:]))
             return items
         if tag == DICT:
+            if len(value) % 2 == 0:
+                raise ValueError("a map with half an entry")
             mapping: dict[Any, Any] = {}
             self._made.append(mapping)
             parts = iter(value[1:])

@@ -51,7 +51,7 @@ def main(arguments: list[str]) -> int:
             """Every second change is one of a value."""
             rng = random.Random(seed)
             if target.json_at is not None and rng.random() < 0.5:
-                data = other_value(data, target.json_at, rng)
+                data = other_value(data, target, rng)
                 return data if len(data) <= most_bytes else data[:most_bytes]
             return bytes(atheris.Mutate(data[:most_bytes], most_bytes))
 

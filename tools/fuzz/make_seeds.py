@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import random
 import struct
 import sys
 from pathlib import Path
@@ -18,14 +19,22 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2] / "tes
 # ruff: noqa: E402
 
 import frames as made
-from targets import EMPTY, SEEDS, TINY, TOKENS
+from targets import EMPTY, SEEDS, TINY, TOKENS, named
 
 from netssmd.codec.byte_vocab import ByteVocabulary, labels_of
+from netssmd.codec.decoder import Decoder
 from netssmd.daemon.control import COMMANDS, Command
+from netssmd.daemon.snapshots import _frame
+from netssmd.engine import snapshot
+from netssmd.engine.identities import FreshIdentities
+from netssmd.engine.plan import AddressPlan
+from netssmd.engine.sampling import Stream
+from netssmd.engine.session import Session, SessionInfo
 from netssmd.model.checkpoint import _config_dict, _safetensors, _tokenizer_dict
 from netssmd.model.config import ModelConfig
 from netssmd.output.ledger import SCHEMA
 from netssmd.packet.pcap import Packet, file_header, record
+from netssmd.packet.render import render
 
 A, B = made.HOSTS4[:2]
 A6, B6 = made.HOSTS6[:2]
@@ -81,6 +90,28 @@ def byte_vocabulary() -> ByteVocabulary:
     return ByteVocabulary(tuple(names), labels_of(names), 94, (), framed=False)
 
 
+def session() -> Session:
+    """A session some packets after its beginning."""
+    rng = random.Random(1)
+    plan = named()["plan"]
+    assert isinstance(plan, AddressPlan)
+    decoder = Decoder(EMPTY, FreshIdentities(plan, 1, Stream(1)), max_flows=8)
+    made = Session(SessionInfo(1, "", {}, 1, 0), decoder, Stream(2), [], EMPTY.end, render)
+    while made.packets < 4:
+        token = rng.randrange(decoder.lo, decoder.hi)
+        if token != EMPTY.end:
+            made.advance(token, 0, 0)
+    return made
+
+
+def snapshot_file() -> bytes:
+    info = [1, "web", {}, 1, 0]
+    head = {"id": "1", "sessions": 1, "packets": 1, "layout": {}}
+    board = {"lanes": [{}], "over": [], "speakers": [info], "session_ns": 1, "lag_ns": 0}
+    frames = [head, board, [0, None, b"state", 3, True], [[5, b"frame", 60, 1, 0, None, 0, 0, 0]]]
+    return b"".join(_frame(frame) for frame in frames) + bytes(4)
+
+
 def example(command: Command) -> dict[str, object]:
     """A request that the command takes."""
     values: dict[str, object] = {"true": True, "web=3 dns=1": {"web": 3}, "session-ended": ["session-ended"]}
@@ -114,6 +145,8 @@ def seeds() -> dict[str, dict[str, bytes]]:
         "import_tokenizer": {"words": dump(words), "bpe": dump(bpe)},
         "control": {command.name: dump(example(command)) for command in COMMANDS},
         "ledger": {"small": LEDGER},
+        "snapshot_session": {"begun": snapshot.pack(snapshot.copy(session(), named()))},
+        "snapshot_file": {"one": snapshot_file()},
         "toml": {"small": b'[traffic]\nconcurrency = 3\nrtt_ms = [1, 2.5]\nlabels = {web = 1}\narrivals = "30/min"\n',
                  "places": b'[output]\ndirectory = "x"\nslice_size = "1MB"\n[addresses]\nclients = ["10.0.0.0/8"]\n'},
         "model_config": {"small": dump(_config_dict(sized, EMPTY.to_json()))},

@@ -9,6 +9,7 @@ target under atheris. A new parser is a function and a row of `TARGETS`.
 from __future__ import annotations
 
 import copy
+import hashlib
 import io
 import json
 import math
@@ -30,7 +31,10 @@ from netssmd.codec.vocab import Statistics, Vocabulary
 from netssmd.daemon import config as daemon_config
 from netssmd.daemon.addresses import plan_of
 from netssmd.daemon.control import BY_NAME, failure, parse_request
-from netssmd.errors import CaptureError, CheckpointError, ConfigError, LedgerError, UsageError
+from netssmd.daemon.snapshots import MAGIC, VERSION, Store
+from netssmd.engine import snapshot
+from netssmd.engine.plan import address_plan
+from netssmd.errors import CaptureError, CheckpointError, ConfigError, LedgerError, SnapshotError, UsageError
 from netssmd.learn.prepare import read_manifest
 from netssmd.model.checkpoint import _json_object as json_object
 from netssmd.model.checkpoint import check_tokenizer, parse_config, parse_tensors
@@ -61,6 +65,7 @@ class Target:
     most_bytes: int = 1024
     words: tuple[str, ...] = ()
     json_at: int | None = None
+    packed: bool = False  # it is msgpack, not JSON
 
 
 def one_line(error: Exception) -> None:
@@ -116,7 +121,7 @@ def toml(data: bytes) -> None:
     try:
         config = daemon_config.parse(data.decode("utf-8", "replace"), "given")
         plan_of(msgspec.structs.replace(config.addresses, names=""), 1, "given")  # no path is opened here
-    except (ConfigError, LedgerError, UsageError) as error:
+    except (ConfigError, UsageError) as error:
         one_line(error)
 
 
@@ -201,6 +206,33 @@ def control(data: bytes) -> None:
     json.dumps(reply, ensure_ascii=False).encode()
 
 
+@cache
+def named() -> dict[str, object]:
+    """What sessions of a snapshot refer to."""
+    return snapshot.named_things(EMPTY, address_plan(seed=1))
+
+
+def snapshot_session(data: bytes) -> None:
+    """A session as a snapshot holds it."""
+    try:
+        session = snapshot.restore_session(snapshot.unpack(data), named())
+    except SnapshotError as error:
+        one_line(error)
+    else:
+        assert session.decoder.vocabulary is EMPTY
+
+
+def snapshot_file(data: bytes) -> None:
+    """What stands between a snapshot's head and its checksum."""
+    content = MAGIC + VERSION.to_bytes(4, "little") + data
+    path = scratch() / "given_00000001.snapshot"
+    path.write_bytes(content + hashlib.blake2b(content, digest_size=32).digest())
+    try:
+        Store(scratch(), "given", 1, 1 << 20).read(path)
+    except SnapshotError as error:
+        one_line(error)
+
+
 def ledger(data: bytes) -> None:
     """A ledger, and the tables made of it."""
     path = scratch() / "given.jsonl"
@@ -245,12 +277,13 @@ STRANGE: tuple[object, ...] = (
 )  # fmt: skip
 
 
-def other_value(data: bytes, at: int, rng: random.Random) -> bytes:
-    """The input with one value of its JSON document changed, copied, doubled or taken out."""
+def other_value(data: bytes, target: Target, rng: random.Random) -> bytes:
+    """The input with one value of its document changed, copied, doubled or taken out."""
+    at = target.json_at or 0
     head, tail = data[:at], data[at:]
     size = int.from_bytes(head, "little") if at else len(tail)
     try:
-        document = json.loads(tail[:size])
+        document = msgspec.msgpack.decode(tail) if target.packed else json.loads(tail[:size])
     except (ValueError, RecursionError):
         return data
     places: list[tuple[Any, Any]] = []
@@ -276,7 +309,12 @@ def other_value(data: bytes, at: int, rng: random.Random) -> bytes:
             node[key] = copy.deepcopy(source[name])
         case 3:
             node[key] = rng.choice(STRANGE)
-    text = json.dumps(document, separators=(",", ":")).encode()
+    try:
+        if target.packed:
+            return msgspec.msgpack.encode(document)
+        text = json.dumps(document, separators=(",", ":")).encode()
+    except (ValueError, OverflowError, TypeError, RecursionError):  # nothing that this form can say
+        return data
     return (len(text).to_bytes(at, "little") if at else b"") + text + tail[size:]
 
 
@@ -297,7 +335,7 @@ def damaged(data: bytes, target: Target, rng: random.Random) -> bytes:
             case 4 if target.words:
                 data = data[:at] + rng.choice(target.words).encode("latin-1") + data[at:]
             case _ if target.json_at is not None:
-                data = other_value(data, target.json_at, rng)
+                data = other_value(data, target, rng)
     return data[: 2 * target.most_bytes]
 
 
@@ -316,6 +354,8 @@ TARGETS: dict[str, Target] = {
     "import_tokenizer": Target(import_tokenizer, 4096, (*JSON_WORDS, '"added_tokens"', '"merges"', '"BPE"'), 0),
     "control": Target(control, 512, (*JSON_WORDS, '"command"', '"arguments"', '"id"', *(f'"{c}"' for c in BY_NAME)), 0),
     "ledger": Target(ledger, 2048, (*JSON_WORDS, '"flows"', '"type"', '"session"', '"omitted"')),
+    "snapshot_session": Target(snapshot_session, 8192, ("\x90", "\xc0", "\xcb", "\xcf"), 0, packed=True),
+    "snapshot_file": Target(snapshot_file, 1024, ("\xdd", "\xc0", "\xc6", "\xcf", "\xcb")),
     "units": Target(units, 64, ("kbit", "MiB", "ms", ".", "9")),
     "manifest": Target(manifest, 256, ("file", "label", ",", '"', "\r\n", "../")),
 }
