@@ -8,6 +8,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -15,6 +16,7 @@ import sys
 import threading
 import time
 import urllib.request
+from itertools import pairwise
 from pathlib import Path
 
 import msgspec
@@ -25,7 +27,7 @@ from netssmd.daemon.config import Config, parse
 from netssmd.daemon.service import Report, Service, serve
 from netssmd.engine.plan import AddressPlan
 from netssmd.engine.session import Limits, Session, SessionInfo, Temperatures
-from netssmd.errors import OutputError
+from netssmd.errors import ConfigError, OutputError
 from netssmd.output.file_sink import FileSink
 from netssmd.packet.pcap import Packet, read_capture
 
@@ -246,3 +248,42 @@ def test_signals(tmp_path: Path, number: signal.Signals) -> None:
     assert "rotating" in err and "packets/s" in err
     assert len(list(tmp_path.glob("*.pcap"))) >= 2 and not list(tmp_path.glob(".*.part"))
     assert len(captured(tmp_path)) == int(out)
+
+
+def test_a_model_too_slow_drops_what_is_late_if_asked_and_tells_it(tmp_path: Path) -> None:
+    model = FakeModel(endless=True)
+    model.backend = lambda slots: SlowBackend(slots)  # type: ignore[method-assign]
+    text = '[traffic]\nconcurrency = 4\nramp = "0s"\n[pacing]\ndeficit = "drop"\nlate = "50ms"\n'
+    service = Service(config(tmp_path, text), model)
+    report = asyncio.run(service.run(1_500_000_000))
+    check_files(tmp_path, report)
+    assert service.sum("deficit_ns") == 0 and report.late_dropped == service.late_dropped() > 0
+    assert sum(n for (_, reason), n in service.ended().items() if reason == "late") > 0
+    assert f"Deficit: {report.late_dropped} packets dropped as too late" in report.lines()
+
+
+def test_a_steady_rate_and_a_speed_into_files(tmp_path: Path) -> None:
+    for name, text, gap in (("a", "pps = 400", {2_500_000}), ("b", "multiplier = 4", None)):
+        settings = config(tmp_path / name, f"[traffic]\nconcurrency = 5\nramp = '0s'\n[pacing]\n{text}\n")
+        report = serve(settings, FakeModel(endless=True), duration_ns=800_000_000)
+        packets = check_files(tmp_path / name, report)
+        assert packets[-1].ts_ns - packets[0].ts_ns <= 800_000_000 and len(packets) > 100
+        assert gap is None or {b.ts_ns - a.ts_ns for a, b in pairwise(packets)} == gap or report.slipped_ns
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("[pacing]\npps = 5\nmbps = 1", "pps and mbps are set; keep one of pps, mbps and multiplier"),
+        ("[engine]\npace = 'topspeed'\n[pacing]\npps = 5", 'engine.pace is "topspeed" and pacing.pps set; keep one'),
+        ("[pacing]\nmultiplier = 0", "pacing.multiplier: found 0; write 0.001 to 1000"),
+        ("[tap]\nname = 'a/b'", "tap.name: found 'a/b'; write the name of a TAP device"),
+        ("[tap]\nname = 'sixteen-letters-'", "write the name of a TAP device: up to 15"),
+        ("[tap]\nserver_name = 'b'", "server_name stands without name"),
+        ("[tap]\nname = 'b'\nserver_name = 'b'", "tap.server_name: "),
+        ("[output]\nfiles = false", "output.files: found false and tap.name empty"),
+    ],
+)
+def test_mistakes_about_wires_and_rates(text: str, says: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(says)):
+        parse(text, "test")

@@ -7,6 +7,7 @@ from netssmd.engine.scheduler import Scheduler
 from netssmd.engine.session import (
     DURATION,
     ENDED,
+    LATE,
     PACKETS,
     FiveTuple,
     Limits,
@@ -102,3 +103,30 @@ def test_five_tuples_name_the_originator_first() -> None:
     headers.src, headers.dst, headers.sport, headers.dport = b"\1\2\3\4", b"\5\6\7\x08", 40000, 80
     assert five_tuple(headers, 0) == FiveTuple(6, b"\1\2\3\4", 40000, b"\5\6\7\x08", 80)
     assert five_tuple(headers, 1) == FiveTuple(6, b"\5\6\7\x08", 80, b"\1\2\3\4", 40000)
+
+
+def test_what_is_late_moves_the_clock_on_or_is_dropped() -> None:
+    """Stretch: the session's time slips. Drop: it stays in its time, a little late is sent now, more is left out, and
+    ten times as much ends it."""
+    plain = [p.ts_ns for p in run(fake_session(endless=True, limits=Limits(packets=60)))]
+
+    def late_by(late_ns: int, not_before_ns: int) -> tuple[Session, list[int]]:
+        session = fake_session(endless=True, limits=Limits(packets=60))
+        session.late_ns = late_ns
+        scheduler = Scheduler(FakeBackend(1))
+        scheduler.add(session)
+        times: list[int] = []
+        while (result := scheduler.step(not_before_ns=not_before_ns)) is not None:
+            times += [p.ts_ns for p in result[0]]
+        return session, times
+
+    now_ns = plain[20] + 1
+    session, times = late_by(-1, now_ns)
+    assert len(times) == 60 and times[0] == now_ns and session.deficit_ns == now_ns and session.late_dropped == 0
+    late_ns = now_ns - plain[10]  # from the eleventh on they are late enough to be sent
+    session, times = late_by(late_ns, now_ns)
+    left_out = sum(now_ns - ts_ns > late_ns for ts_ns in plain)
+    assert session.late_dropped == left_out > 0 and session.deficit_ns == 0 and session.reason == PACKETS
+    assert times == [max(ts_ns, now_ns) for ts_ns in plain[left_out:]]
+    session, times = late_by(now_ns // 11, now_ns)
+    assert session.reason == LATE and times == []
