@@ -63,6 +63,7 @@ def fixed_service(folder: Path) -> Service:
             counters.batches.observe(sessions)
         counters.malformed["cut"] = 1 + index
         counters.flows["fin_both"], counters.flow_findings["handshake"] = 5, 4 + index
+        counters.guide.interventions[2], counters.guide.removed[2] = 3, 2.5
         counters.deficit_ns, counters.throttled_ns, counters.reused = 1_500_000_000, 2_000_000, index
     output = service.output.counters
     for label, packets, size in (("web", 1234, 1_000_000), ("ssh", 99, 12_345)):

@@ -11,7 +11,7 @@ from netssmd.model import cpu_backend
 from netssmd.model.backend import NonFiniteState
 from netssmd.model.config import ModelConfig
 from netssmd.model.cpu_backend import CpuBackend, available_isas
-from netssmd.model.sampling import adjusted, draw, weights
+from netssmd.model.sampling import adjusted, draw, taken_away, weights
 
 if not available_isas():
     pytest.skip(cpu_backend.missing_reason, allow_module_level=True)
@@ -333,13 +333,17 @@ def test_factors_change_the_draw_as_defined(isa: str) -> None:
             backend.load_state(s, state)
         tokens = backend.step(
             np.arange(3, dtype=np.int32), np.repeat(line, 3, 0), np.int32(bounds), uniforms,
-            np.full(3, temperature, np.float32), factors, at,
+            np.full(3, temperature, np.float32), factors, at, removed := np.full((3, 2), -1, np.float32),
         )  # fmt: skip
+        assert (removed[1] == -1).all()  # it has no factors
         for i, (lo, hi) in enumerate(bounds):
             own = logits[lo:hi]
             if at[i] >= 0:
                 assert factors[at[i] + tokens[i] - lo] > 0
-                own = adjusted(own, factors[at[i] : at[i] + hi - lo])
+                mine = factors[at[i] : at[i] + hi - lo]
+                share, hit = taken_away(own, mine, float(uniforms[i]), temperature, 20, 0.95)
+                wrong += removed[i, 1] != hit or abs(removed[i, 0] - share) > 1e-4
+                own = adjusted(own, mine)
             wrong += int(tokens[i]) != lo + draw(own, float(uniforms[i]), temperature, 20, 0.95)
     assert wrong <= 2
 

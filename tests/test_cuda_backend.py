@@ -122,7 +122,11 @@ def test_factors_of_one_call_do_not_reach_the_next() -> None:
         factors[5] = 1
         given = (factors, np.int32([-1, 0, -1])) if t % 2 else ()
         call = (slots, rows(3, seed=t), ranges, rng.random(3, dtype=np.float32), np.ones(3, np.float32), *given)
-        assert a.step(*call).tolist() == b.step(*call).tolist()
+        taken = [np.zeros((3, 2), np.float32) for _ in range(2)] if given else [None, None]
+        more = [{} if one is None else {"removed": one} for one in taken]
+        assert a.step(*call, **more[0]).tolist() == b.step(*call, **more[1]).tolist()
+        if given:
+            assert np.allclose(*taken, atol=1e-4) and taken[0][1, 0] > 0 and not taken[0][[0, 2]].any()
 
 
 @pytest.mark.skipif(has_gpu(), reason="there is a GPU here")

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from netssmd.model.sampling import adjusted, draw, weights
+from netssmd.model.sampling import adjusted, draw, taken_away, weights
 
 scipy_stats = pytest.importorskip("scipy.stats")
 
@@ -91,3 +91,15 @@ def test_factors_penalize_and_forbid() -> None:
     assert {draw(found, u / 100) for u in range(100)} == {0, 1, 3}
     assert draw(adjusted(logits, np.array([0, 0, 1, 0], np.float32)), 0.0) == 2
     assert draw(adjusted(logits, np.array([0, 0, 1, 0], np.float32)), 0.5, 0.0) == 2
+
+
+def test_what_forbidding_takes_away_is_how_often_it_turns_a_draw() -> None:
+    logits = np.float32([0.5, 1.0, -0.3, 0.2, 2.0])
+    factors = np.float32([1, 0, 2, 1, 0])
+    p = weights(adjusted(logits, np.float32([1, 1, 2, 1, 1])), 0.7, 4, 1.0)
+    share = float((p[1] + p[4]) / p.sum())
+    hits = [taken_away(logits, factors, u, 0.7, 4) for u in np.linspace(0, 0.999, 1000)]
+    assert {round(removed, 5) for removed, _ in hits} == {round(share, 5)}
+    assert abs(sum(hit for _, hit in hits) / 1000 - share) < 0.003
+    assert taken_away(logits, factors, 0.5, 0.0) == (1.0, True)
+    assert taken_away(logits, np.float32([1, 1, 1, 1, 1.8]), 0.9) == (0.0, False)

@@ -213,6 +213,53 @@ class Decoder:
         self._kind: int = 0
         self._begin()
 
+    # What is asked for, for who wants to forbid some of it (engine/guide.py).
+
+    @property
+    def field(self) -> int:
+        """Number of the field of the next token."""
+        return self._field
+
+    @property
+    def flow(self) -> Flow | None:
+        """Whose packet is under way, once it is known."""
+        return self._flow
+
+    @property
+    def direction(self) -> int:
+        return self._direction
+
+    @property
+    def new_flow(self) -> bool:
+        """The packet under way is the flow's first."""
+        return self._new
+
+    @property
+    def flags(self) -> int:
+        """TCP flags of the packet under way, once they are told."""
+        return self._flags
+
+    @property
+    def empty(self) -> bool:
+        """The TCP segment under way carries no payload."""
+        return self._shape // 12 % 3 == v.LENGTH_ZERO
+
+    def sequence_of(self, member: int) -> int:
+        """Where a segment starts of which SEQUENCE says `member`; `UNKNOWN` for an origin of its own."""
+        flow = self._flow
+        assert flow is not None
+        side = flow.sides[self._direction]
+        peer = flow.sides[1 - self._direction]
+        if member == v.SEQUENCE_ORIGIN or self.context.expected_sequence(side, self._flags) == cx.UNKNOWN:
+            return cx.UNKNOWN
+        told = self._sequence
+        self._sequence = member
+        syn = self._flags & SYN != 0
+        full = self.context.full_length(side, peer, self._options_len(side, peer, syn, self._flags))
+        start = self._tcp_sequence(side, peer, self._flags, full)
+        self._sequence = told
+        return start
+
     def feed(self, token: int) -> Decoded | None:
         """Take the next token. Return the packet that it completes, if it does.
 

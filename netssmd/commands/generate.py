@@ -31,6 +31,7 @@ from netssmd.commands.rates import chosen_rate, rate_options
 from netssmd.errors import OutputError, UsageError
 
 if TYPE_CHECKING:
+    from netssmd.engine.guide import Guide
     from netssmd.engine.opening import OpenModel, Prompt
     from netssmd.engine.plan import AddressPlan
     from netssmd.engine.session import OutPacket, Session, SessionInfo
@@ -53,6 +54,7 @@ class Outcome:
     flows: int
     capped: bool
     malformed: dict[str, int]  # packets that were none, by reason; byte codec only
+    guide: Guide | None = None
 
 
 class Finite(click.FloatRange):
@@ -93,6 +95,7 @@ class Finite(click.FloatRange):
               help="Tells the frames from real ones; `netssmd untaint` clears it.")  # fmt: skip
 @click.option("--addresses", type=click.Path(path_type=Path), metavar="FILE.toml",
               help="A daemon's configuration whose [addresses] count here too.")  # fmt: skip
+@click.option("--guide", is_flag=True, help="Forbid tokens that the state of a TCP flow forbids; says how often.")
 @click.option("--model", default="embedded", help="Checkpoint folder. Default: the embedded model.")
 @click.option("--backend", type=click.Choice(["auto", "cpu", "torch", "cuda"]), default="auto", show_default=True)
 @click.option("--threads", type=click.IntRange(1), help="Engine threads. Default: one a core.")
@@ -103,8 +106,8 @@ def command(
     labels: tuple[str, ...], sessions: int, packets: int | None, max_packets: int, seed: int | None, rtt: float | None,
     rate: float | None, loss: float | None, prompt: Path | None, prompt_packets: int, prompt_hosts: str,
     temperature: float | None, start: str, spacing: str, snaplen: int | None, payload: str, mark: str,
-    addresses: Path | None, model: str, backend: str, threads: int | None, pps: float | None, mbps: float | None,
-    multiplier: float | None, topspeed: bool, output: str, **byte: Any,
+    addresses: Path | None, guide: bool, model: str, backend: str, threads: int | None, pps: float | None,
+    mbps: float | None, multiplier: float | None, topspeed: bool, output: str, **byte: Any,
 ) -> None:  # fmt: skip
     """Generate sessions once, into a capture file or a folder."""
     from netssmd.engine.mix import CONDITIONS
@@ -134,6 +137,7 @@ def command(
         read_prompt(opened, prompt, prompt_packets) if prompt else asked.text_prompt(opened, names),
         prompt_hosts == "keep",
         chosen_rate(pps, mbps, multiplier, topspeed),
+        guide,
     )
     count = min(threads or len(os.sched_getaffinity(0)), job.sessions)
     outcomes = target.write(job, count)
@@ -203,6 +207,7 @@ class Job:
     prompt: Prompt | None
     keep_hosts: bool
     rate: Rate | None = None  # packets get times by it; None: as drawn
+    guide: bool = False
 
     @property
     def sessions(self) -> int:
@@ -222,12 +227,21 @@ class Job:
         return SessionInfo(i, label, conditions, seed, base_ns + i * self.spacing_ns)
 
     def opener(self) -> Callable[[int], Session]:
+        from netssmd.engine.opening import MAX_FLOWS
         from netssmd.engine.session import Limits
+        from netssmd.packet.compliance import Checker
 
         limits, temperatures = Limits(self.packets, tokens=self.tokens), self.model.temperatures(self.temperature, {})
-        return lambda i: self.model.session(
-            self.info(i), self.plan, limits, temperatures, self.snaplen, self.prompt, self.keep_hosts, self.payload
-        )
+
+        def open_session(i: int) -> Session:
+            session = self.model.session(
+                self.info(i), self.plan, limits, temperatures, self.snaplen, self.prompt, self.keep_hosts, self.payload
+            )
+            if self.guide:
+                session.checker, session.guide = Checker(max_flows=MAX_FLOWS), self.model.guide(session.info.label)
+            return session
+
+        return open_session
 
     def meta(self, i: int) -> SessionMeta:
         from netssmd.output.ledger import SessionMeta, is_attack
@@ -444,7 +458,7 @@ class Spool:
         self._file.close()
         capped = session.reason != ENDED
         self._outcomes[self._i] = Outcome(
-            session.info, session.packets, session.flows, capped, session.malformed()
+            session.info, session.packets, session.flows, capped, session.malformed(), session.guide
         )  # fmt: skip
 
 
@@ -484,6 +498,12 @@ def generate(job: Job, work: Path, threads: int) -> list[Outcome]:
 def _tell(job: Job, outcomes: Sequence[Outcome], output: str, own_end: bool) -> None:
     packets = sum(o.packets for o in outcomes)
     click.echo(f"{output}: {len(outcomes)} sessions, {packets} packets, seed {job.seed}", err=True)
+    if job.guide:
+        total = job.model.guide("")
+        for outcome in outcomes:
+            if outcome.guide is not None:
+                total.add(outcome.guide)
+        click.echo(total.line(packets), err=True)
     capped = sum(o.capped for o in outcomes)
     if capped and own_end:
         click.echo(

@@ -6,6 +6,7 @@ equal). Values carry units ("10MB", "60s"). Raises ConfigError: file, key, what 
 
 from __future__ import annotations
 
+import difflib
 import math
 import re
 from pathlib import Path
@@ -17,6 +18,7 @@ from netssmd import tomlfile
 from netssmd.engine.mix import MOST
 from netssmd.errors import NetssmdError
 from netssmd.output.ledger import ATTACKS
+from netssmd.packet.mutants import LIVE
 from netssmd.packet.pcap import MAX_SNAPLEN
 from netssmd.units import parse_duration_ns, parse_size_bytes
 
@@ -213,6 +215,18 @@ class Compliance(_Section, frozen=True):
     """What is watched, and what is done about it."""
 
     check: bool = True
+    mode: Literal["observe", "guide"] = "observe"
+    anomalies: dict[str, float] = {}
+
+    def __post_init__(self) -> None:
+        if self.mode == "guide" and not self.check:
+            raise ValueError('check is false and mode is "guide"; the guide goes by the checker: leave check out')
+        for name, rate in self.anomalies.items():
+            if name not in LIVE:
+                near = difflib.get_close_matches(name, LIVE, 1)
+                guess = f"did you mean {near[0]}? " if near else ""
+                raise ValueError(f"anomalies.{name}: no such defect; {guess}there are {', '.join(LIVE)}")
+            _between(f"anomalies.{name}", rate, 0, 1)
 
 
 class Tap(_Section, frozen=True):

@@ -39,6 +39,7 @@ from typing import Any, NamedTuple, Protocol
 from netssmd.daemon.clock import Clock, WallClock
 from netssmd.daemon.histogram import Histogram
 from netssmd.daemon.watchdog import Pulse
+from netssmd.engine.guide import Guide
 from netssmd.engine.mix import Arrivals, TrafficMix
 from netssmd.engine.release import Release
 from netssmd.engine.scheduler import FOR_EVER, Scheduler
@@ -109,6 +110,7 @@ class EngineCounters:
     flows: Counter[str] = field(default_factory=Counter)  # TCP flows concluded, by ending
     flow_findings: Counter[str] = field(default_factory=Counter)  # those of them that have a finding
     malformed: Counter[str] = field(default_factory=Counter)  # packets of ended sessions that were none, by reason
+    guide: Guide = field(default_factory=lambda: Guide(False))  # counts of ended sessions and live ones
 
 
 @dataclass(slots=True)
@@ -119,6 +121,7 @@ class OutputCounters:
     bytes: Counter[str] = field(default_factory=Counter)
     flows: Counter[str] = field(default_factory=Counter)  # opened
     findings: Counter[str] = field(default_factory=Counter)  # packets that raised one
+    planted: Counter[str] = field(default_factory=Counter)  # defects planted, by name
     late: int = 0
     lateness_ns: int = 0  # of the last packet
     lateness_max_ns: int = 0
@@ -144,6 +147,7 @@ class Over(NamedTuple):
     info: SessionInfo
     clock_ns: int
     reason: str
+    interventions: dict[str, int] | None = None  # of its guide, by rule
 
 
 class LastMoment(Protocol):
@@ -293,6 +297,7 @@ class EngineLane:
         self._flushed_ns = 0
         self._lost_ns = (0, 0)  # deficit and throttling of ended sessions
         self._late_dropped = 0  # packets of ended sessions
+        self._guide = Guide(False)  # counts of ended sessions
         self._places_ns: list[int] = []  # topspeed: when the sessions ended whose places are free, a heap
         self._reached_ns = board.start_ns  # what this lane could promise after its last turn
         self._now_ns = 0  # session time as this lane has last seen it: a slip of the clock does not turn it back
@@ -447,6 +452,8 @@ class EngineLane:
             heapq.heappush(self._places_ns, session.clock_ns)
             if len(self._places_ns) > self.board.arrivals.concurrency:  # another lane took the place
                 heapq.heappop(self._places_ns)
+        if session.guide is not None:
+            self._guide.add(session.guide)
         counters.reused += session.identities.reused if session.identities else 0
         if session.checker is not None:
             totals = session.checker.finish()
@@ -465,6 +472,11 @@ class EngineLane:
         self.counters.deficit_ns = self._lost_ns[0] + sum(session.deficit_ns for session in live)
         self.counters.late_dropped = self._late_dropped + sum(session.late_dropped for session in live)
         self.counters.throttled_ns = self._lost_ns[1] + sum(session.throttled_ns for session in live)
+        guide = Guide(False)
+        for counted in (self._guide, *(session.guide for session in live)):
+            if counted is not None:
+                guide.add(counted)
+        self.counters.guide = guide
         if packets or ended:
             self._packets, self._ended = [], []
             self._put(_Batch(packets, ended))
@@ -611,7 +623,9 @@ class OutputLane:
             self._over = True
             return False
         self.release.add(batch.packets)
-        self._ended += [Over(session.info, session.clock_ns, session.reason) for session in batch.ended]
+        for session in batch.ended:
+            done = session.guide.interventions_by_rule() if session.guide is not None else None
+            self._ended.append(Over(session.info, session.clock_ns, session.reason, done))
         return True
 
     def take_all(self) -> None:
@@ -740,13 +754,15 @@ class OutputLane:
 
     def _outgoing(self, packets: list[OutPacket], dues: list[int]) -> list[Outgoing]:
         metas, batch, offset_ns = self._metas, [], self._wall_offset_ns
-        for (ts_ns, data, orig_len, info, _, flow, direction, _, found), due_ns in zip(packets, dues):
+        for (ts_ns, data, orig_len, info, _, flow, direction, _, found, planted), due_ns in zip(packets, dues):
             meta = metas.get(info.number)
             if meta is None:
                 meta = metas[info.number] = self.describe(info)
             findings = self._found(found, meta) if found else ()
             packet = Packet(due_ns + offset_ns if due_ns else ts_ns, data, orig_len)
-            batch.append(Outgoing(packet, meta, flow, direction, due_ns, findings))
+            batch.append(Outgoing(packet, meta, flow, direction, due_ns, findings, planted))
+            if planted:
+                self.counters.planted[planted] += 1
         return batch
 
     def _found(self, found: int, meta: SessionMeta) -> tuple[str, ...]:
@@ -765,6 +781,8 @@ class OutputLane:
         meta = self._metas.pop(session.info.number, None)
         self._flows.pop(session.info.number, None)
         if meta is not None and session.reason != STOPPED:
+            if session.interventions is not None:
+                meta = replace(meta, interventions=session.interventions)
             for sink in self.sinks:
                 sink.end_session(meta)
 

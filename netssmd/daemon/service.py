@@ -44,8 +44,11 @@ from netssmd.daemon.snapshots import Store
 from netssmd.daemon.status import Rates, Status, line, status_of
 from netssmd.daemon.watchdog import Pulse, stuck
 from netssmd.engine import snapshot
+from netssmd.engine.anomalies import Planter
+from netssmd.engine.guide import Guide
 from netssmd.engine.mix import Arrivals, RateCap
 from netssmd.engine.plan import CLIENT, SERVER, AddressPlan
+from netssmd.engine.sampling import Stream, derive
 from netssmd.engine.scheduler import FOR_EVER, Backend, Scheduler
 from netssmd.engine.session import Limits, Session, SessionInfo, Temperatures
 from netssmd.errors import NetssmdError, SnapshotError
@@ -84,6 +87,7 @@ class Model(Protocol):
     def vocabulary(self) -> Vocabulary | ByteVocabulary: ...
     def backend(self, slots: int) -> Backend: ...
     def temperatures(self, default: float, by_field: dict[str, float]) -> Temperatures: ...
+    def guide(self, label: str) -> Guide: ...
     def session(
         self, info: SessionInfo, plan: AddressPlan, limits: Limits, temperatures: Temperatures, snaplen: int,
         *, payload: str,
@@ -105,10 +109,13 @@ class Report:
     deficit_ns: int = 0  # how far session clocks were moved, summed
     slipped_ns: int = 0  # how far the whole stream was
     late_dropped: int = 0
+    guide: Guide | None = None
 
     def lines(self) -> list[str]:
         """The closing lines, in tcpreplay's style (Mbps = 10^6 bits a second)."""
         lines = [*actual_lines(self.packets, self.bytes, self.seconds), *self._deficits()]
+        if self.guide is not None:
+            lines.append(self.guide.line(self.packets))
         if self.malformed:
             lines.append(f"Malformed: {malformed_text(self.malformed)}")
         return lines
@@ -322,6 +329,11 @@ class Service:
         if self.config.compliance.check:
             session.checker = Checker(max_flows=MAX_FLOWS)
         session.late_ns = int(self._late_ns)
+        if self.config.compliance.mode == "guide":
+            session.guide = self.model.guide(info.label)
+        if self.config.compliance.anomalies:
+            stream = Stream(derive(info.seed, "anomalies"))
+            session.planter = Planter(self.config.compliance.anomalies, stream, MAX_FLOWS)
         return session
 
     def _found(self, finding: str, meta: SessionMeta) -> None:
@@ -647,6 +659,13 @@ class Service:
         """Packets not sent because they would have been later than pacing.late."""
         return self.sum("late_dropped") + self.output.counters.late_dropped
 
+    def guide(self) -> Guide:
+        """What the guide did, over all sessions."""
+        total = Guide(False)
+        for lane in self.lanes:
+            total.add(lane.counters.guide)
+        return total
+
     def files_written(self) -> int:
         """Captures completed."""
         return self.ring.files if self.ring else 0
@@ -694,6 +713,7 @@ class Service:
             self.by_tap(lambda port: {reason: count for reason, count in port.dropped.items() if count}),
             self.malformed(),
             self.sum("deficit_ns"), counters.slipped_ns, self.late_dropped(),
+            self.guide() if self.config.compliance.mode == "guide" else None,
         )  # fmt: skip
 
 

@@ -328,8 +328,9 @@ def _info(info: SessionInfo) -> list[Any]:
 
 
 def _packed(packet: OutPacket) -> list[Any]:
-    ts_ns, data, orig_len, info, flow, five_tuple, direction, kind, found = packet
-    return [ts_ns, data, orig_len, info.number, flow, five_tuple and list(five_tuple), direction, kind, found]
+    ts_ns, data, orig_len, info, flow, five_tuple, direction, kind, found, planted = packet
+    ends = five_tuple and list(five_tuple)
+    return [ts_ns, data, orig_len, info.number, flow, ends, direction, kind, found, planted]
 
 
 def _saved(path: Path, parts: list[Any]) -> Saved:
@@ -341,13 +342,13 @@ def _saved(path: Path, parts: list[Any]) -> Saved:
     infos = {int(part[0]): SessionInfo(*part) for part in board["speakers"]}
     packets = []
     for chunk in parts[2 + count :]:
-        for ts_ns, data, orig_len, number, flow, five_tuple, direction, kind, found in chunk:
+        for ts_ns, data, orig_len, number, flow, five_tuple, direction, kind, found, *planted in chunk:
             if type(ts_ns) is not int or type(data) is not bytes or type(orig_len) is not int:
                 raise TypeError("a packet that is none")
             packets.append(
                 OutPacket(
                     ts_ns, data, orig_len, infos[number], flow, FiveTuple(*five_tuple) if five_tuple else None,
-                    direction, kind, found,
+                    direction, kind, found, str(planted[0]) if planted else "",
                 )
             )  # fmt: skip
     if len(sessions) != count or len(packets) != head["packets"]:

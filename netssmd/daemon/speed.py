@@ -76,11 +76,10 @@ class TimedBackend:
 
     def step(
         self, slots: Ints, rows: Ints, ranges: Ints, uniforms: Floats, temperatures: Floats,
-        factors: Floats | None = None, factors_at: Ints | None = None,
+        factors: Floats | None = None, factors_at: Ints | None = None, removed: Floats | None = None,
     ) -> Ints:  # fmt: skip
-        tokens: Ints = self._timed(
-            self._backend.step, slots, rows, ranges, uniforms, temperatures, factors, factors_at
-        )
+        more = () if factors is None else (factors, factors_at, removed)
+        tokens: Ints = self._timed(self._backend.step, slots, rows, ranges, uniforms, temperatures, *more)
         return tokens
 
 
@@ -90,7 +89,7 @@ class _TimedModel:
     def __init__(self, model: OpenModel) -> None:
         self._model = model
         self.name, self.hash, self.labels, self.vocabulary = model.name, model.hash, model.labels, model.vocabulary
-        self.temperatures = model.temperatures
+        self.temperatures, self.guide = model.temperatures, model.guide
         self.timed: TimedBackend
 
     def backend(self, slots: int) -> Backend:

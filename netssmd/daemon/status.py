@@ -78,12 +78,14 @@ class Timing:
 @dataclass(frozen=True, slots=True)
 class Compliance:
     """Rules of TCP/IP: `findings` are packets sent that broke one; `flows` are TCP flows concluded, by ending, of which
-    `handshakes` had a complete one. `check`: is anyone looking?"""
+    `handshakes` had a complete one. `check`: is anyone looking? `interventions` of the guide by rule, in its mode."""
 
     check: bool
     findings: dict[str, int]
     flows: dict[str, int]
     handshakes: int
+    mode: str
+    interventions: dict[str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,7 +244,8 @@ def status_of(service: Service) -> Status:
         ),
         compliance=Compliance(
             service.config.compliance.check, dict(counters.findings), service.flows(),
-            service.flow_findings().get("handshake", 0),
+            service.flow_findings().get("handshake", 0), service.config.compliance.mode,
+            service.guide().interventions_by_rule(),
         ),
         sinks=[SinkState(sink_name(sink), sink.packets, sink.dropped) for sink in service.output.sinks],
         taps=[_tap(port) for port in service.tap.ports] if service.tap else [],

@@ -7,6 +7,7 @@ engine thread). Unknown labels and fields raise UsageError with near matches.
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +22,7 @@ from netssmd.codec.kinds import KINDS
 from netssmd.codec.timing import FittedGaps, Gaps, RecordedGaps, SampledGaps
 from netssmd.codec.vocab import Vocabulary
 from netssmd.engine.byte_options import NO_OPTIONS, ByteOptions
+from netssmd.engine.guide import Guide
 from netssmd.engine.identities import FreshIdentities
 from netssmd.engine.plan import AddressPlan
 from netssmd.engine.repetition import Repetition
@@ -37,6 +39,7 @@ from netssmd.packet.render import render
 from netssmd.packet.wire import Headers
 
 MAX_FLOWS = 1024  # contexts that a served session keeps; a prompt is encoded under the same cap, so that its ranks hold
+CONDUCT = "conduct.json"  # of a model folder, optional: what its labels do that others do not
 MTU = 1500  # bytes of a fresh packet from its IP header on
 
 
@@ -64,6 +67,7 @@ class OpenModel:
     sampling: Sampling
     weights: Weights = "auto"
     options: ByteOptions = NO_OPTIONS
+    resets: frozenset[str] | None = None  # labels that reset established connections; None: nobody knows
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -130,6 +134,10 @@ class OpenModel:
             fresh,
             PayloadWriter(payload, Stream(derive(info.seed, "payload")), KINDS, fresh),
         )
+
+    def guide(self, label: str) -> Guide:
+        """What keeps a session of this label to the rules."""
+        return Guide(self.resets is None or label in self.resets)
 
     def _byte_session(
         self,
@@ -230,7 +238,23 @@ def open_model(
             "and raw bytes are for models of the byte codec"
         )
     sampling = Sampling(top_k=top_k, top_p=top_p)
-    return OpenModel(folder, name, model_hash(folder), vocabulary, kind, sampling, weights, options)
+    return OpenModel(folder, name, model_hash(folder), vocabulary, kind, sampling, weights, options, _resets(folder))
+
+
+def _resets(folder: Path) -> frozenset[str] | None:
+    """Labels of conduct.json's "resets", where a model has that file. Raises CheckpointError for one that is broken."""
+    path = folder / CONDUCT
+    if not path.exists():
+        return None
+    try:
+        labels = json.loads(path.read_text())["resets"]
+        if not all(isinstance(label, str) for label in labels):
+            raise ValueError("resets is no list of labels")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f'{path}: {error}; it holds {{"resets": [labels that reset established connections]}}, or is not there'
+        ) from None
+    return frozenset(labels)
 
 
 def nearest(name: str, known: Sequence[str], what: str) -> str:

@@ -25,6 +25,7 @@ from typing import NamedTuple, Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from netssmd.engine.guide import Guide
 from netssmd.engine.mix import RateCap
 from netssmd.engine.session import BROKEN, OutPacket, Session
 from netssmd.model.backend import NonFiniteState
@@ -43,7 +44,7 @@ class Backend(Protocol):
     def prefill(self, slot: int, rows: Ints) -> None: ...
     def step(
         self, slots: Ints, rows: Ints, ranges: Ints, uniforms: Floats, temperatures: Floats,
-        factors: Floats | None = None, factors_at: Ints | None = None,
+        factors: Floats | None = None, factors_at: Ints | None = None, removed: Floats | None = None,
     ) -> Ints: ...  # fmt: skip
     def save_state(self, slot: int) -> bytes: ...
     def load_state(self, slot: int, state: bytes) -> None: ...
@@ -80,6 +81,34 @@ def _ints(numbers: list[int]) -> Ints:
 
 def _floats(numbers: list[float]) -> Floats:
     return np.frombuffer(array("f", numbers), np.float32)
+
+
+class _Factors:
+    """What changes the logits of one draw: each session's penalties or its guide's mask."""
+
+    __slots__ = ("at", "guided", "removed", "values")
+
+    def __init__(self, seats: list[_Seat], factors: list[bytes]) -> None:
+        at: list[int] = []
+        size = 0
+        self.guided: list[tuple[int, Guide]] = []  # position in the call, guide, where there is a mask
+        for i, (seat, own) in enumerate(zip(seats, factors)):
+            at.append(size if own else -1)
+            size += len(own) // 4
+            guide = seat.session.guide
+            if own and guide is not None:
+                self.guided.append((i, guide))
+        self.values: Floats = np.frombuffer(b"".join(factors), np.float32)
+        self.at: Ints = _ints(at)
+        self.removed: Floats | None = np.zeros((len(seats), 2), np.float32) if self.guided else None
+
+    def count(self) -> None:
+        """Tell the guides what the backend says that their masks did."""
+        if self.removed is None:
+            return
+        taken: list[list[float]] = self.removed.tolist()
+        for i, guide in self.guided:
+            guide.count(taken[i][0], taken[i][1] > 0)
 
 
 class Scheduler:
@@ -208,15 +237,12 @@ class Scheduler:
         ranges: list[int] = []
         uniforms: list[float] = []
         temperatures: list[float] = []
-        factors: list[float] = []
-        factors_at: list[int] = []
+        masks: list[bytes] = []
         for seat in seats:
             slots.append(seat.slot)
             seat.session.ask(rows, ranges, uniforms, temperatures)
-            own = seat.session.factors()
-            factors_at.append(-1 if own is None else len(factors))
-            if own is not None:
-                factors += own
+            masks.append(seat.session.factors())
+        adjusted = _Factors(seats, masks) if any(masks) else None
         tokens = self._draw(
             seats,
             _ints(slots),
@@ -224,8 +250,10 @@ class Scheduler:
             _ints(ranges).reshape(-1, 2),
             _floats(uniforms),
             _floats(temperatures),
-            (_floats(factors), _ints(factors_at)) if factors else None,
+            adjusted,
         )
+        if adjusted is not None:
+            adjusted.count()
         if len(tokens) < len(seats):
             seats = [seat for seat in seats if not seat.session.ended]
         self.steps += 1
@@ -242,14 +270,20 @@ class Scheduler:
 
     def _draw(
         self, seats: list[_Seat], slots: Ints, rows: Ints, ranges: Ints, uniforms: Floats, temperatures: Floats,
-        factors: tuple[Floats, Ints] | None,
+        factors: _Factors | None,
     ) -> list[int]:  # fmt: skip
         """One token for each seat. A session whose state is no longer finite is cut, its token left out."""
         try:
             if factors is None:
                 tokens: list[int] = self.backend.step(slots, rows, ranges, uniforms, temperatures).tolist()
+            elif factors.removed is None:
+                tokens = self.backend.step(
+                    slots, rows, ranges, uniforms, temperatures, factors.values, factors.at
+                ).tolist()
             else:
-                tokens = self.backend.step(slots, rows, ranges, uniforms, temperatures, *factors).tolist()
+                tokens = self.backend.step(
+                    slots, rows, ranges, uniforms, temperatures, factors.values, factors.at, factors.removed
+                ).tolist()
             return tokens
         except NonFiniteState as error:
             broken = set(error.slots)

@@ -13,11 +13,15 @@ backend's prefill in chunks, so that a long prompt holds nobody up.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from netssmd.codec.bytes import ByteDecoder
+from netssmd.codec.decoder import Decoder as ContextDecoder
+from netssmd.engine.anomalies import Planter
+from netssmd.engine.guide import Guide
 from netssmd.engine.identities import FreshIdentities
 from netssmd.engine.repetition import Repetition
 from netssmd.engine.sampling import Stream
@@ -104,7 +108,8 @@ NO_LIMITS = Limits()
 
 class OutPacket(NamedTuple):
     """A packet on its way out: capture time, frame, true length, and whose it is (`direction` 0 = from the
-    originator). `found`: the findings it raised, as bits of packet/compliance.py's table."""
+    originator). `found`: the findings it raised, as bits of packet/compliance.py's table; `planted`: the defect that it
+    was given, or that one left out before it had."""
 
     ts_ns: int
     data: bytes
@@ -115,6 +120,7 @@ class OutPacket(NamedTuple):
     direction: int
     kind: int
     found: int = 0
+    planted: str = ""
 
 
 @dataclass(slots=True)
@@ -157,13 +163,14 @@ class Session:
         payload: fills the payloads; without it they are zeros.
         repetition: makes what was said lately less likely; begins with the token `begin`.
 
-    `checker`, where one is set before the first packet, judges each packet as it is about to be rendered.
+    `checker`, where one is set before the first packet, judges each packet as it is about to be rendered; `guide` then
+    forbids tokens by what the checker knows. `planter` gives packets defects behind the codec's back.
     """
 
     __slots__ = (
         "_before", "_prompt_at", "begin", "checker", "clock_ns", "decoder", "deficit_ns", "fixed_rows", "flows",
-        "identities", "info", "late_dropped", "late_ns", "limits", "packets", "payload", "prompt", "reason", "render",
-        "repetition", "stream", "temperatures", "throttled_ns", "tokens",
+        "guide", "identities", "info", "late_dropped", "late_ns", "limits", "packets", "payload", "planter", "prompt",
+        "reason", "render", "repetition", "stream", "temperatures", "throttled_ns", "tokens",
     )  # fmt: skip
 
     def __init__(
@@ -197,6 +204,8 @@ class Session:
         self.repetition = repetition
         if repetition is not None:
             repetition.add(begin)
+        self.guide: Guide | None = None
+        self.planter: Planter | None = None
         self._before = begin
         self.clock_ns = info.start_ns  # time of the last packet: no later one comes before it
         self.late_ns = -1  # later packets are dropped, instead of moving the clock on; -1: none is
@@ -235,12 +244,15 @@ class Session:
         uniforms.append(self.stream.uniform())
         temperatures.append(self.temperatures.of(lo))
 
-    def factors(self) -> list[float] | None:
-        """What changes the logits of the next draw, one factor for each token of [lo, hi) (sampling.adjusted); None for
-        nothing."""
-        if self.repetition is None:
-            return None
-        return self.repetition.factors[self.decoder.lo : self.decoder.hi]
+    def factors(self) -> bytes:
+        """What changes the logits of the next draw, a float32 factor for each token of [lo, hi) (sampling.adjusted):
+        the repetition penalty's, or the guide's mask; empty for nothing."""
+        decoder = self.decoder
+        if self.repetition is not None:
+            return array("f", self.repetition.factors[decoder.lo : decoder.hi]).tobytes()
+        if self.guide is None or self.checker is None or not isinstance(decoder, ContextDecoder):
+            return b""
+        return self.guide.mask(decoder, self.checker if self.planter is None else self.planter.checker)
 
     def malformed(self) -> dict[str, int]:
         """How many packets the model wrote that are none, by reason; only the byte codec lets it."""
@@ -314,11 +326,19 @@ class Session:
         if late:
             self.late_dropped += 1
             return None
+        flow, planted, mutant = decoded.flow, "", None
+        if self.planter is not None:
+            headers, mutant = self.planter.plant(headers, sent_ns, flow)
+            if mutant is not None and mutant.drop:
+                return None
+            planted = self.planter.told(flow, mutant)
         found = 0 if self.checker is None else self.checker.observe(headers, sent_ns)
         data, orig_len = self.render(headers)
+        if mutant is not None and mutant.frame is not None:
+            data = mutant.frame(data, headers)
         return OutPacket(
-            sent_ns, data, orig_len, self.info, decoded.flow, five_tuple(headers, direction), direction, decoded.kind,
-            found,
+            sent_ns, data, orig_len, self.info, flow, five_tuple(headers, direction), direction, decoded.kind, found,
+            planted,
         )  # fmt: skip
 
     def cut(self, reason: str = STOPPED) -> None:

@@ -5,7 +5,9 @@
              ├ Decoder ─ Context ─ Hosts, Services, Flows ─ Sides ─ Headers, Stack
              ├ FreshIdentities ─ Stream                              the plan is named, not stored
              ├ PayloadWriter ─ Speakers, Stream
-             └ Checker ─ Totals, its own Flows ─ Sides
+             ├ Checker ─ Totals, its own Flows ─ Sides
+             ├ Guide
+             └ Planter ─ Checker, Stream
 
 One walk copies all of it, so that an attribute that is added to a class is carried without being named anywhere else.
 It goes into the classes of `KEPT` only, takes their attributes as the class declares them (`__slots__`, or mypyc's list
@@ -39,6 +41,8 @@ from netssmd.codec.context import Context, Flow, Host, Service, Side
 from netssmd.codec.decoder import Decoder, Recorded
 from netssmd.codec.kinds import KINDS
 from netssmd.codec.vocab import Stack, Vocabulary
+from netssmd.engine.anomalies import Planter
+from netssmd.engine.guide import Guide
 from netssmd.engine.identities import FreshIdentities
 from netssmd.engine.mix import Arrivals, RateCap
 from netssmd.engine.plan import AddressPlan
@@ -124,6 +128,8 @@ KEPT: Final = (
     Kept(compliance.Totals, lambda named: compliance.Totals()),
     Kept(compliance.Flow, lambda named: compliance.Flow((b"", 0, b"", 0), 0, False, False, 0)),
     Kept(compliance.Side, lambda named: compliance.Side()),
+    Kept(Guide, lambda named: Guide(False)),
+    Kept(Planter, lambda named: Planter({}, Stream(0), 1)),
     Kept(FiveTuple, None),
     Kept(Arrivals, lambda named: Arrivals(1, 0, 0, 0)),
     Kept(RateCap, lambda named: RateCap(0)),

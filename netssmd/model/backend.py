@@ -59,12 +59,14 @@ class Backend(Protocol):
         temperatures: Floats,
         factors: Floats | None = None,
         factors_at: Ints | None = None,
+        removed: Floats | None = None,
     ) -> Ints:
         """
         Advances each slot by one input and draws its next token as `sampling.draw` does.
         Arguments: slots [n], each at most once; rows [n, W]; ranges [n, 2]; uniforms [n] in [0, 1); temperatures [n], 0
         for the likeliest; factors [M] of `sampling.adjusted` for those slots that have some, factors_at [n] where each
-        slot's lie, one for each token of its range, or -1 for a slot without: both or neither.
+        slot's lie, one for each token of its range, or -1 for a slot without: both or neither; removed [n, 2], to be
+        filled for slots that have factors with what `sampling.taken_away` says.
         Return: tokens [n]. Raises NonFiniteState.
         """
 

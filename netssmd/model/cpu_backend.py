@@ -123,11 +123,12 @@ class CpuBackend:
         temperatures: Floats,
         factors: Floats | None = None,
         factors_at: Ints | None = None,
+        removed: Floats | None = None,
     ) -> Ints:
         """
         Advances each slot by one input and draws its next token.
         Arguments: slots [n], each at most once; rows [n, W]; ranges [n, 2], lo <= token < hi; uniforms [n] in [0, 1);
-        temperatures [n], 0 for the likeliest; factors [M], factors_at [n]: see Backend.step.
+        temperatures [n], 0 for the likeliest; factors [M], factors_at [n], removed [n, 2]: see Backend.step.
         Return: tokens [n]. Raises NonFiniteState, ValueError.
         """
         slots = np.ascontiguousarray(slots, np.int32)
@@ -141,6 +142,7 @@ class CpuBackend:
             tokens,
             None if factors is None else np.ascontiguousarray(factors, np.float32),
             None if factors_at is None else np.ascontiguousarray(factors_at, np.int32),
+            removed,
         )
         if broken:
             raise NonFiniteState([int(slots[i]) for i in broken], tokens)

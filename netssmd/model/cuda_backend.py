@@ -53,6 +53,7 @@ class _Call:
     factors: Tensor  # float32 [B, V], 1 where a slot has none
     tokens: Tensor  # int64 [B]
     finite: Tensor  # bool [B]
+    removed: Tensor | None = None  # float32 [B, 2], where it is asked for
     graph: Any = None
     adjusted: bool = False  # `factors` holds others than ones
 
@@ -72,7 +73,7 @@ class CudaBackend(TorchBackend):
         super().__init__(config, tensors, slots, sampling, device)
         self.sizes = sizes
         self._fast = self.device.type == "cuda" and selective_state_update is not None
-        self._calls: dict[tuple[int, int], _Call] = {}
+        self._calls: dict[tuple[int, int, bool], _Call] = {}
 
     def _make_states(self) -> list[State]:
         """One slab with a spare slot behind the last; a slot's state is a view of it."""
@@ -90,6 +91,7 @@ class CudaBackend(TorchBackend):
         temperatures: Floats,
         factors: Floats | None = None,
         factors_at: Ints | None = None,
+        removed: Floats | None = None,
     ) -> Ints:
         """See TorchBackend.step."""
         self._check(slots, ranges, uniforms, temperatures)
@@ -106,8 +108,9 @@ class CudaBackend(TorchBackend):
             if factors is not None and factors_at is not None:
                 table = self._table(ranges[part], factors, factors_at[part])
             tokens[part], finite[part] = self._part(
-                slots[part], inputs[part], ranges[part], uniforms[part], temperatures[part], table
-            )
+                slots[part], inputs[part], ranges[part], uniforms[part], temperatures[part], table,
+                None if table is None or removed is None else removed[part],
+            )  # fmt: skip
         if not finite.all():
             raise NonFiniteState(slots[~finite].tolist(), tokens)
         return tokens
@@ -121,10 +124,17 @@ class CudaBackend(TorchBackend):
         return table
 
     def _part(
-        self, slots: Ints, rows: Tensor, ranges: Ints, uniforms: Floats, temperatures: Floats, factors: Floats | None
+        self,
+        slots: Ints,
+        rows: Tensor,
+        ranges: Ints,
+        uniforms: Floats,
+        temperatures: Floats,
+        factors: Floats | None,
+        removed: Floats | None,
     ) -> tuple[Ints, np.ndarray[Any, np.dtype[np.bool_]]]:
         n = len(slots)
-        call = self._call(next(size for size in self.sizes if size >= n), rows.shape[1])
+        call = self._call(next(size for size in self.sizes if size >= n), rows.shape[1], removed is not None)
         call.slots.fill_(self.slots)
         call.slots[:n] = torch.from_numpy(slots.astype(np.int64))
         call.rows[:n] = rows
@@ -141,13 +151,16 @@ class CudaBackend(TorchBackend):
             self._run(call)
         else:
             call.graph.replay()
+        if removed is not None and call.removed is not None:
+            removed[:] = call.removed[:n].cpu().numpy()
         return call.tokens[:n].cpu().numpy().astype(np.int32), call.finite[:n].cpu().numpy()
 
-    def _call(self, size: int, width: int) -> _Call:
-        """The buffers and, on a GPU, the captured graph for a batch size. Capturing steps the spare slot only."""
-        call = self._calls.get((size, width))
+    def _call(self, size: int, width: int, counted: bool) -> _Call:
+        """The buffers and, on a GPU, the captured graph for a batch size. Capturing steps the spare slot only.
+        counted: with what masks take away."""
+        call = self._calls.get((size, width, counted))
         if call is None:
-            call = self._calls[size, width] = _Call(
+            call = self._calls[size, width, counted] = _Call(
                 torch.full((size,), self.slots, device=self.device),
                 torch.zeros(size, width, dtype=torch.int64, device=self.device),
                 torch.tensor([[0, 1]], device=self.device).repeat(size, 1),
@@ -156,6 +169,7 @@ class CudaBackend(TorchBackend):
                 torch.ones(size, self.config.vocab_size, device=self.device),
                 torch.zeros(size, dtype=torch.int64, device=self.device),
                 torch.ones(size, dtype=torch.bool, device=self.device),
+                torch.zeros(size, 2, device=self.device) if counted else None,
             )
             if self.device.type == "cuda":
                 self._capture(call)
@@ -184,7 +198,10 @@ class CudaBackend(TorchBackend):
         hidden = backbone.norm_f(residual)
         logits = self.model.logits(hidden, 0, self.config.vocab_size)
         call.finite.copy_(torch.isfinite(hidden).all(-1))
-        call.tokens.copy_(draw_many(logits, call.ranges, call.uniforms, call.temperatures, self.sampling, call.factors))
+        draw = (call.ranges, call.uniforms, call.temperatures, self.sampling, call.factors)
+        call.tokens.copy_(draw_many(logits, *draw))
+        if call.removed is not None:
+            call.removed.copy_(taken_away_many(logits, *draw))
 
     def _mix(self, mixer: Mixer, u: Tensor, i: int, slots: Tensor) -> Tensor:
         """One layer in plain torch. u [B, D]. Return: [B, D]."""
@@ -235,8 +252,31 @@ def draw_many(
     [B].
     """
     if factors is not None:
-        changed = torch.where(logits > 0, logits / torch.where(factors > 0, factors, 1.0), logits * factors)
-        logits = changed.masked_fill(factors == 0, -torch.inf)
+        logits = _adjusted(logits, factors).masked_fill(factors == 0, -torch.inf)
+    return _draw_many(logits, ranges, uniforms, temperatures, sampling)[0]
+
+
+def taken_away_many(
+    logits: Tensor, ranges: Tensor, uniforms: Tensor, temperatures: Tensor, sampling: Sampling, factors: Tensor
+) -> Tensor:
+    """`sampling.taken_away` for a batch. Return: float32 [B, 2]."""
+    drawn, p = _draw_many(_adjusted(logits, factors), ranges, uniforms, temperatures, sampling)
+    forbidden = factors == 0
+    hit = forbidden.gather(1, drawn.unsqueeze(1)).squeeze(1).double()
+    share = (p * forbidden).sum(-1, dtype=torch.float64) / p.sum(-1, dtype=torch.float64)
+    return torch.stack((torch.where(temperatures == 0, hit, share), hit), -1).float()
+
+
+def _adjusted(logits: Tensor, factors: Tensor) -> Tensor:
+    """`sampling.adjusted`, but a factor of 0 leaves its logit as it is."""
+    f = torch.where(factors > 0, factors, 1.0)
+    return torch.where(logits > 0, logits / f, logits * f)
+
+
+def _draw_many(
+    logits: Tensor, ranges: Tensor, uniforms: Tensor, temperatures: Tensor, sampling: Sampling
+) -> tuple[Tensor, Tensor]:
+    """Tokens [B], and the weights [B, V] by which they were drawn."""
     ids = torch.arange(logits.shape[1], device=logits.device)
     legal = (ids >= ranges[:, :1]) & (ids < ranges[:, 1:])
     logits = logits.masked_fill(~legal, -torch.inf)
@@ -260,4 +300,4 @@ def draw_many(
     some = p > 0
     last = logits.shape[1] - 1 - some.flip(-1).to(torch.uint8).argmax(-1)
     drawn = torch.where(beyond.any(-1), beyond.to(torch.uint8).argmax(-1), last)
-    return torch.where(greedy, likeliest.squeeze(1), drawn)
+    return torch.where(greedy, likeliest.squeeze(1), drawn), p

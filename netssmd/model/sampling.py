@@ -32,6 +32,21 @@ def adjusted(logits: Floats, factors: Floats) -> Floats:
     return np.where(factors == 0, np.float32(-np.inf), changed).astype(np.float32)
 
 
+def taken_away(
+    logits: Floats, factors: Floats, uniform: float, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0
+) -> tuple[float, bool]:
+    """What forbidding takes away from one draw. Arguments as `draw`'s; logits before `adjusted`.
+    Return: the share of the weights that forbidden tokens (factor 0) would have, and whether the same number would have
+    drawn one of them."""
+    forbidden = factors == 0
+    logits = adjusted(logits, np.where(forbidden, np.float32(1.0), factors))
+    hit = bool(forbidden[draw(logits, uniform, temperature, top_k, top_p)])
+    if temperature == 0.0 or len(logits) == 1:
+        return float(hit), hit
+    p = weights(logits, temperature, top_k, top_p).astype(np.float64)
+    return float(p[forbidden].sum() / p.sum()), hit
+
+
 def draw(logits: Floats, uniform: float, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0) -> int:
     """Arguments: logits float32 [n]; uniform in [0, 1); top_k 0 and top_p 1 keep all. Return: an index."""
     if temperature == 0.0 or len(logits) == 1:

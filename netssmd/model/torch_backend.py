@@ -24,7 +24,7 @@ from netssmd.model.backend import (
 )
 from netssmd.model.config import ModelConfig
 from netssmd.model.mamba2 import Mamba2LM, State
-from netssmd.model.sampling import adjusted, draw
+from netssmd.model.sampling import adjusted, draw, taken_away
 
 
 class TorchBackend:
@@ -82,11 +82,12 @@ class TorchBackend:
         temperatures: Floats,
         factors: Floats | None = None,
         factors_at: Ints | None = None,
+        removed: Floats | None = None,
     ) -> Ints:
         """
         Advances each slot by one input and draws its next token.
         Arguments: slots [n], each at most once; rows [n, W]; ranges [n, 2]; uniforms [n] in [0, 1); temperatures [n], 0
-        for the likeliest; factors [M], factors_at [n]: see Backend.step.
+        for the likeliest; factors [M], factors_at [n], removed [n, 2]: see Backend.step.
         Return: tokens [n].
         """
         self._check(slots, ranges, uniforms, temperatures)
@@ -102,9 +103,13 @@ class TorchBackend:
             if not np.isfinite(logits).all():
                 broken.append(int(slots[i]))
                 continue
+            how = (float(uniforms[i]), float(temperatures[i]), self.sampling.top_k, self.sampling.top_p)
             if factors is not None and factors_at is not None and (at := int(factors_at[i])) >= 0:
-                logits = adjusted(logits, factors[at : at + len(logits)])
-            choice = draw(logits, float(uniforms[i]), float(temperatures[i]), self.sampling.top_k, self.sampling.top_p)
+                own = factors[at : at + len(logits)]
+                if removed is not None:
+                    removed[i] = taken_away(logits, own, *how)
+                logits = adjusted(logits, own)
+            choice = draw(logits, *how)
             tokens[i] = lo[i] + choice
         if broken:
             raise NonFiniteState(broken, tokens)

@@ -27,9 +27,9 @@ class FileSink:
 
     def write(self, batch: Sequence[Outgoing]) -> None:
         write = self.ring.write
-        for packet, session, flow, direction, _, findings in batch:
+        for packet, session, flow, direction, _, findings, planted in batch:
             ts_ns, data, orig_len = packet
-            write(packet, (session, ts_ns, flow, direction, orig_len, findings, *measure(data, orig_len)))
+            write(packet, (session, ts_ns, flow, direction, orig_len, findings, *measure(data, orig_len), planted))
 
     def end_session(self, session: SessionMeta) -> None:
         self.ledger.end(session)

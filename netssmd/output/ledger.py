@@ -7,7 +7,9 @@ totals), then one line per session that spoke or ended in this slice (`type` "se
 originator's side, its counts are pairs [from the originator, from the responder]. Packets that belong to no flow (ARP)
 make a row whose `proto` is null. `findings` counts the packets that broke a rule of TCP/IP, by the names of
 packet/compliance.py: in a session always, in a flow where there are any. `complete` tells whether the session ended in
-this slice. docs/ledger.md and docs/ledger.schema.json document every field; output/ledger_reader.py reads them again.
+this slice; a guided one then has `interventions`, by rule, over its whole life. `planted` counts the defects
+that were planted (engine/anomalies.py), and tells a flow's packets that have one. docs/ledger.md and
+docs/ledger.schema.json document every field; output/ledger_reader.py reads them again.
 
 `history` is Zeek's: what a flow did, each thing told when it was first seen, in upper case from the originator. TCP: s
 SYN, h SYN with ACK, d payload, f FIN, r RST, a an ACK with none of these. UDP: d for any packet. Others: empty.
@@ -37,11 +39,13 @@ from netssmd.packet.wire import ACK, FIN, IPV4, IPV6, RST, SYN, TCP, UDP, parse
 FlowKey: TypeAlias = tuple[int, bytes, int, bytes, int]
 """Protocol number, source address, source port, destination address, destination port; the originator is the source."""
 
-Note: TypeAlias = tuple["SessionMeta", int, FlowKey | None, int, int, tuple[str, ...], int, int, int]
+Note: TypeAlias = tuple["SessionMeta", int, FlowKey | None, int, int, tuple[str, ...], int, int, int, str]
 """One packet, the arguments of `Ledger.observe`."""
 
 SCHEMA: Final = 1  # raised when a field goes or means something else; a new field is no new schema
 
+
+PLANTED_TOLD: Final = 1_000  # planted packets of a flow that are told one by one
 
 ATTACKS: Final = ("attack-*",)  # patterns of the labels that name attacks, unless an operator gives others
 
@@ -53,7 +57,8 @@ def is_attack(label: str, patterns: Iterable[str] = ATTACKS) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class SessionMeta:
-    """What the ledger tells of a session. `id` is unique for the life of a ring, `attack`: the label names one."""
+    """What the ledger tells of a session. `id` is unique for the life of a ring, `attack`: the label names one.
+    `interventions` of the guide by rule, in the meta that the session's end is told with."""
 
     id: str
     label: str | None = None
@@ -62,9 +67,10 @@ class SessionMeta:
     model_hash: str = ""
     attack: bool = False
     resumed: Mapping[str, Any] | None = None  # the snapshot that it went on from: see docs/ledger.md
+    interventions: Mapping[str, int] | None = None
 
 
-_Observed: TypeAlias = tuple[int, int, int, int, int, tuple[str, ...], int, int, int]
+_Observed: TypeAlias = tuple[int, int, int, int, int, tuple[str, ...], int, int, int, str]
 _Journal: TypeAlias = tuple[bool, list[SessionMeta], list[FlowKey | None], list[_Observed], list[str]]
 
 # A row of counts: packets from originator and responder, bytes, IP bytes and payload bytes likewise, first and last
@@ -115,6 +121,9 @@ class _Tally:
     flow_findings: dict[FlowKey | None, dict[str, int]] = field(default_factory=dict)
     complete: bool = False
     cut: str | None = None
+    interventions: Mapping[str, int] | None = None
+    planted: dict[str, int] = field(default_factory=dict)
+    flow_planted: dict[FlowKey | None, list[tuple[int, str]]] = field(default_factory=dict)
 
     def rows(self) -> list[_Row]:
         return [*self.flows.values(), *([self.omitted] if self.omitted else [])]
@@ -164,9 +173,10 @@ class Ledger:
     def observe(
         self, session: SessionMeta, ts_ns: int, flow: FlowKey | None, direction: int, wire_bytes: int,
         findings: tuple[str, ...] = (), ip_bytes: int = 0, payload_bytes: int = 0, did: int = 0,
+        planted: str = "",
     ) -> None:  # fmt: skip
         """Count a packet and the findings it raised. `direction` is 0 from the flow's originator, 1 from its
-        responder; see `measure` for the last three."""
+        responder; see `measure` for the three after the findings; `planted`: the defect it was given."""
         if session is not self._current.meta:
             self._current = self._tally(session)
             self._flows = self._current.flows
@@ -186,6 +196,16 @@ class Ledger:
             row[_FIRST] = ts_ns
         if findings:
             self._find(row, flow, findings)
+        if planted:
+            self._plant(row, flow, ts_ns, planted)
+
+    def _plant(self, row: _Row, flow: FlowKey | None, ts_ns: int, defect: str) -> None:
+        tally = self._current
+        tally.planted[defect] = tally.planted.get(defect, 0) + 1
+        if row is not tally.omitted:
+            told = tally.flow_planted.setdefault(flow, [])
+            if len(told) < PLANTED_TOLD:
+                told.append((ts_ns, defect))
 
     def _find(self, row: _Row, flow: FlowKey | None, findings: tuple[str, ...]) -> None:
         """Count findings of a packet of the session that spoke last; by flow too, if the flow has a row of its own."""
@@ -199,7 +219,9 @@ class Ledger:
 
     def end(self, session: SessionMeta) -> None:
         """The session has spoken its last packet."""
-        self._tally(session).complete = True
+        tally = self._tally(session)
+        tally.complete = True
+        tally.interventions = session.interventions
         self._ended.append(session.id)
 
     def journal(self, notes: Sequence[Note]) -> bytes:
@@ -345,24 +367,33 @@ def _session_line(tally: _Tally) -> Iterator[bytes]:
         **({"cut": tally.cut} if tally.cut else {}),
         **({"resumed": dict(meta.resumed)} if meta.resumed else {}),
         "findings": tally.findings,
+        **({"planted": tally.planted} if tally.planted else {}),
+        **({} if tally.interventions is None else {"interventions": dict(tally.interventions)}),
         "flows_omitted": _counts(tally.omitted) if tally.omitted else None,
     }
     yield _json(session)[:-1] + b',"flows":['
     separator = b""
     flows = iter(tally.flows.items())
-    while some := [_flow(flow, row, tally.flow_findings.get(flow)) for flow, row in islice(flows, _FLOWS_AT_ONCE)]:
+    while some := [
+        _flow(flow, row, tally.flow_findings.get(flow), tally.flow_planted.get(flow))
+        for flow, row in islice(flows, _FLOWS_AT_ONCE)
+    ]:
         yield separator + _json(some)[1:-1]
         separator = b","
     yield b"]}\n"
 
 
-def _flow(flow: FlowKey | None, row: _Row, findings: dict[str, int] | None) -> dict[str, Any]:
-    """A flow's object; `findings` stand in it only where there are some."""
+def _flow(
+    flow: FlowKey | None, row: _Row, findings: dict[str, int] | None, planted: list[tuple[int, str]] | None
+) -> dict[str, Any]:
+    """A flow's object; `findings` and `planted` stand in it only where there are some."""
     told = _five_tuple(flow) | _counts(row)
     if flow is not None:
         told["history"] = _history(row)
     if findings:
         told["findings"] = findings
+    if planted:
+        told["planted"] = planted
     return told
 
 

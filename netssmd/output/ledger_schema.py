@@ -46,6 +46,10 @@ class FlowRow(msgspec.Struct):
     findings: Annotated[
         dict[str, int], told("packets that broke a rule of TCP/IP, by finding; missing if none did")
     ] = msgspec.field(default_factory=dict)
+    planted: Annotated[
+        list[tuple[int, str]],
+        told("time and defect of each packet that was given one, the first 1,000; missing if none was"),
+    ] = msgspec.field(default_factory=list)
 
     @property
     def five_tuple(self) -> tuple[int | None, str, int, str, int]:
@@ -127,6 +131,13 @@ class SessionLine(msgspec.Struct, tag="session", tag_field="type", kw_only=True)
         Resumed | None, told("where the session went on from, if it began in an earlier run; missing otherwise")
     ] = None
     findings: Annotated[dict[str, int], told("packets that broke a rule of TCP/IP, by finding (compliance.md)")]
+    planted: Annotated[
+        dict[str, int], told("packets given a defect on purpose, by defect (compliance.md); missing if none was")
+    ] = msgspec.field(default_factory=dict)
+    interventions: Annotated[
+        dict[str, int] | None,
+        told("draws that the guide turned away, by rule (compliance.md), once it has ended; missing without a guide"),
+    ] = None
     flows: Annotated[list[FlowRow], told("its flows in this slice")]
     flows_omitted: Annotated[
         Counts | None, told("sums of its flows beyond 100,000 of a session or of a slice; null if none")

@@ -16,7 +16,8 @@ class Outgoing(NamedTuple):
     """A packet with what is known of it. `flow` is None for what has no five-tuple (ARP).
 
     `direction` is 0 from the flow's originator, 1 from its responder. `due_ns` is the monotonic time at which a live
-    sink sends it; files do not look at it. `findings` are the names of those it raised.
+    sink sends it; files do not look at it. `findings` are the names of those it raised, `planted` is
+    the defect that it was given.
     """
 
     packet: Packet
@@ -25,6 +26,7 @@ class Outgoing(NamedTuple):
     direction: int
     due_ns: int = 0
     findings: tuple[str, ...] = ()
+    planted: str = ""
 
 
 class Sink(Protocol):

@@ -455,7 +455,9 @@ FINDINGS: Final[tuple[Finding, ...]] = (
         packet=lambda flow, side, peer, headers: flow.ahead > 0,
     ),
     Finding(
-        "rewind", "", False, "a segment before the first sequence number that its sender was seen to use",
+        "rewind", "", False,
+        "a segment before the first sequence number that its sender was seen to use, or an empty one before the next "
+        "expected (keep-alives aside)",
         "RFC 9293 3.4", "tcp.analysis.out_of_order", on=SEQUENCE,
         packet=lambda flow, side, peer, headers: _rewinds(flow, side, headers),
     ),
@@ -682,6 +684,11 @@ class Checker:
                 self._count(i)
         self._update(flow, side, peer, headers, ts_ns)
         return found
+
+    def find(self, src: bytes, sport: int, dst: bytes, dport: int) -> Flow | None:
+        """The flow of this five-tuple, seen from either end."""
+        flow = self._flows.get((src, sport, dst, dport))
+        return flow if flow is not None else self._flows.get((dst, dport, src, sport))
 
     def finish(self) -> Totals:
         """Conclude every flow. Return: the counts of the whole capture."""

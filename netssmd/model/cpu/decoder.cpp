@@ -390,12 +390,17 @@ void check_factors(const Factors& factors, int i, int n) {
     if (!some) refuse("factors at position ", i, ": all are 0; one token of the range must be left");
 }
 
+// Factors of 0 are left to `forbid`.
 void adjust(float* scores, const float* factors, int n) {
     for (int t = 0; t < n; ++t) {
         const float f = factors[t];
-        if (f == 0) scores[t] = -std::numeric_limits<float>::infinity();
-        else scores[t] = scores[t] > 0 ? scores[t] / f : scores[t] * f;
+        if (f != 0) scores[t] = scores[t] > 0 ? scores[t] / f : scores[t] * f;
     }
+}
+
+void forbid(float* scores, const float* factors, int n) {
+    for (int t = 0; t < n; ++t)
+        if (factors[t] == 0) scores[t] = -std::numeric_limits<float>::infinity();
 }
 
 }  // namespace
@@ -456,7 +461,24 @@ void Decoder::head(Scratch& s, const int32_t* ranges, const float* uniforms, con
             float* scores = s.logits + j * stride + (lo - first * kLanes);
             if (head_bias_)
                 for (int t = lo; t < hi; ++t) scores[t - lo] += head_bias_[t];
-            if (factors.at && factors.at[r] >= 0) adjust(scores, factors.values + factors.at[r], hi - lo);
+            if (factors.at && factors.at[r] >= 0) {
+                const float* own = factors.values + factors.at[r];
+                adjust(scores, own, hi - lo);
+                if (factors.removed) {  // what a draw without the mask would have done
+                    const int drawn = sample(*kernels_, scores, hi - lo, uniforms[r], temperatures[r], sampling_, s.p, s.order);
+                    double gone = own[drawn] == 0, total = 1;
+                    if (temperatures[r] != 0 && hi - lo > 1) {
+                        gone = total = 0;
+                        for (int t = 0; t < hi - lo; ++t) {
+                            total += s.p[t];
+                            if (own[t] == 0) gone += s.p[t];
+                        }
+                    }
+                    factors.removed[2 * r] = float(gone / total);
+                    factors.removed[2 * r + 1] = own[drawn] == 0;
+                }
+                forbid(scores, own, hi - lo);
+            }
             out[r] = lo + sample(*kernels_, scores, hi - lo, uniforms[r], temperatures[r], sampling_, s.p, s.order);
         }
     }
@@ -497,7 +519,7 @@ std::vector<int> Decoder::step(std::span<const int32_t> slots, const int32_t* ro
             }
         }
         head(s, ranges + 2 * from, uniforms + from, temperatures + from, s.which.data(), int(s.which.size()), out + from,
-             {factors.values, factors.size, factors.at ? factors.at + from : nullptr});
+             {factors.values, factors.size, factors.at ? factors.at + from : nullptr, factors.removed ? factors.removed + 2 * from : nullptr});
     }
     return broken;
 }

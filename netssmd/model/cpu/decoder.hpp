@@ -40,6 +40,7 @@ struct Factors {
     const float* values = nullptr;  // [size]
     size_t size = 0;
     const int32_t* at = nullptr;  // [n], null: nobody has any
+    float* removed = nullptr;     // [n][2], filled for those who have some: sampling.taken_away; null: nobody asks
 };
 
 // 64-byte aligned memory on huge pages where the kernel has them; zero, and not resident until touched.

@@ -83,7 +83,8 @@ NB_MODULE(_cpu, m) {
         .def(
             "step",
             [](Decoder& self, Array<int32_t, 1> slots, Array<int32_t, 2> rows, Array<int32_t, 2> ranges, Array<float, 1> uniforms, Array<float, 1> temperatures,
-               Output<int32_t, 1> out, std::optional<Array<float, 1>> factors, std::optional<Array<int32_t, 1>> factors_at) {
+               Output<int32_t, 1> out, std::optional<Array<float, 1>> factors, std::optional<Array<int32_t, 1>> factors_at,
+               std::optional<Output<float, 2>> removed) {
                 const size_t n = slots.shape(0);
                 if (rows.shape(0) != n) wrong_shape("rows", rows.shape(0), "rows", n);
                 if (ranges.shape(0) != n) wrong_shape("ranges", ranges.shape(0), "rows", n);
@@ -93,13 +94,15 @@ NB_MODULE(_cpu, m) {
                 if (out.shape(0) != n) wrong_shape("out", out.shape(0), "numbers", n);
                 if (factors.has_value() != factors_at.has_value()) throw std::invalid_argument("factors and factors_at come together");
                 if (factors_at && factors_at->shape(0) != n) wrong_shape("factors_at", factors_at->shape(0), "numbers", n);
+                if (removed && removed->shape(0) != n) wrong_shape("removed", removed->shape(0), "rows", n);
+                if (removed && removed->shape(1) != 2) wrong_shape("removed", removed->shape(1), "columns", 2);
                 check_width(rows.shape(1));
                 Factors given;
-                if (factors) given = {factors->data(), factors->shape(0), factors_at->data()};
+                if (factors) given = {factors->data(), factors->shape(0), factors_at->data(), removed ? removed->data() : nullptr};
                 nb::gil_scoped_release release;
                 return self.step({slots.data(), n}, rows.data(), int(rows.shape(1)), ranges.data(), uniforms.data(), temperatures.data(), out.data(), given);
             },
-            "slots"_a, "rows"_a, "ranges"_a, "uniforms"_a, "temperatures"_a, "out"_a, "factors"_a = nb::none(), "factors_at"_a = nb::none(),
+            "slots"_a, "rows"_a, "ranges"_a, "uniforms"_a, "temperatures"_a, "out"_a, "factors"_a = nb::none(), "factors_at"_a = nb::none(), "removed"_a = nb::none(),
             "Advances each slot by one input and draws its next token into out. Returns the positions whose state is no longer finite.")
         .def(
             "prefill",
