@@ -69,14 +69,14 @@ class PacketCodec(JsonCodec):
     """A codec small enough to see through: a packet is (LENGTH by its length, IAT 0); one that begins with 0xee is
     escaped."""
 
-    def statistics(self, packets: Iterable[Any]) -> Counter[int]:
+    def statistics(self, packets: Iterable[Any], label: str) -> Counter[int]:
         return Counter(len(data) for _, data, _ in packets)
 
     def fit(self, statistics: Iterable[Counter[int]], labels: Sequence[str]) -> Vocabulary:
         lengths = tuple(sorted(sum(statistics, Counter())))
         return Vocabulary(tuple(labels), (), lengths, (), ())
 
-    def encode(self, packets: Iterable[Any], vocabulary: Vocabulary, *, escapes: bool) -> EncodedFile:
+    def encode(self, packets: Iterable[Any], vocabulary: Vocabulary, *, escapes: bool) -> list[EncodedFile]:
         every = [data for _, data, _ in packets]
         kept = [data for data in every if escapes or data[:1] != b"\xee"]
         length, iat = vocabulary.fields[14], vocabulary.fields[25]
@@ -84,7 +84,8 @@ class PacketCodec(JsonCodec):
         tokens = np.array([token for pair in pairs for token in pair] + [vocabulary.end], np.uint16)
         limits = np.array([length.lo + length.size, iat.lo + 1] * len(kept) + [vocabulary.end + 2], np.uint16)
         features = np.tile(np.array(vocabulary.feature_base, np.uint16), (len(tokens), 1))
-        return EncodedFile(tokens, limits, features, len(kept), len(every) - sum(data[:1] != b"\xee" for data in every))
+        escaped = sum(data[:1] == b"\xee" for data in every)
+        return [EncodedFile(tokens, limits, features, len(kept), escaped)]
 
 
 def write_capture(path: Path, packets: int, *, escaped: int = 0, seed: int = 0) -> None:

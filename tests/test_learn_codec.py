@@ -24,9 +24,9 @@ CAPTURES = Path(
 def test_a_capture_becomes_arrays() -> None:
     codec = ContextCodec()
     files = sorted((CAPTURES / "lab" / "dns").glob("*.pcap.gz"))[:3]
-    vocabulary = codec.fit([codec.statistics(read_packets(file)) for file in files], ["dns"])
+    vocabulary = codec.fit([codec.statistics(read_packets(file), "dns") for file in files], ["dns"])
     packets = list(read_packets(files[0]))
-    arrays = codec.encode(packets, vocabulary, escapes=False)
+    (arrays,) = codec.encode(packets, vocabulary, escapes=False)
     check_legal(arrays, vocabulary)
     assert arrays.packets == len(packets) and arrays.escaped == 0
     assert arrays.tokens[-1] == vocabulary.end
@@ -46,7 +46,7 @@ def test_escaped_packets_are_left_out_as_if_they_had_never_been() -> None:
     good = [(n * 5000, frame, len(frame)) for n in range(4)]
     mixed = sorted(good + junk)
     plain, without, kept = (
-        codec.encode(packets, vocabulary, escapes=escapes)
+        codec.encode(packets, vocabulary, escapes=escapes)[0]
         for packets, escapes in ((good, False), (mixed, False), (mixed, True))
     )
     assert (plain.escaped, without.escaped, kept.escaped) == (0, 3, 3)

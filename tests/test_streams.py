@@ -34,7 +34,7 @@ def test_a_stream_is_whole_sessions(shard_and_rows: tuple[Shard, Rows], segment:
         for begin, end in itertools.pairwise(starts):
             session = sessions[targets[b, begin:end].tobytes()]
             where = slice(session["start"], session["start"] + session["length"])
-            assert inputs[b, begin, 0] == rows.end
+            assert inputs[b, begin, 0] == rows.begin[rows.unknown_label]
             np.testing.assert_array_equal(inputs[b, begin + 1 : end, 0], targets[b, begin : end - 1])
             assert set(inputs[b, begin:end, 1]) == {rows.label(session["label"])}
             np.testing.assert_array_equal(inputs[b, begin:end, 2:5], [session["conditions"]] * (end - begin))

@@ -162,6 +162,15 @@ class ByteVocabulary:
         at = len(self.labels) if label is None else self.labels.index(label)
         return [self.label_base + at, *condition_rows(self.conditions, conditions)]
 
+    def label_row(self, label: str | None) -> int:
+        """The embedding row that tells a label: added to every input if the model is conditioned, else the token before
+        the first byte. Raises KeyError for a label that is not known."""
+        return self.told_rows(label, None)[0] if self.conditioned else self.begin(label)
+
+    def condition_rows(self, values: dict[str, float] | None) -> list[int]:
+        """Embedding rows of the conditions; none if the model is not conditioned."""
+        return condition_rows(self.conditions, values) if self.conditioned else []
+
     def token_names(self) -> list[str]:
         """The name of every token, by id."""
         return list(self.names)

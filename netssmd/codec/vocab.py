@@ -370,6 +370,11 @@ class Vocabulary:
             lo += count
         self.rows: int = lo
         self.width: int = 2 + len(self.conditions) + FEATURE_COUNT
+        self.conditioned: bool = True
+
+    def begin(self, label: str | None) -> int:
+        """The token before a session's first: END, whatever the label."""
+        return self.end
 
     def label_row(self, label: str | None) -> int:
         """Embedding row of a label; None is the unknown label. Raises KeyError for one that is not known."""

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from netssmd.errors import UsageError
+
 if TYPE_CHECKING:
     from netssmd.learn.prepare import Advance, Prepared
 
@@ -31,6 +33,16 @@ SHOWN_PROBLEMS = 20
 @click.option(
     "--model", type=click.Path(path_type=Path), help="Reuse the vocabulary of this model instead of fitting one."
 )
+@click.option("--codec", type=click.Choice(["context", "bytes"]), default="context", show_default=True,
+              help="bytes: the paper's (docs/byte-codec.md), for which the options below are.")  # fmt: skip
+@click.option("--packet-bytes", type=click.Choice(["94", "106", "128"]), default="94", show_default=True)
+@click.option("--tcp-only", is_flag=True, help="Leave UDP out (94 bytes: it is).")
+@click.option("--single-flow", is_flag=True, help="A session is a flow, not a capture.")
+@click.option("--phase", type=click.Choice(["handshake", "transfer", "teardown"]), help="Only this stage of each flow.")
+@click.option("--sample-tokens", type=click.IntRange(0), default=0, metavar="N",
+              help="Cut sessions here; the paper has 100000. Default: nowhere.")  # fmt: skip
+@click.option("--free", is_flag=True, help="Learn any token anywhere, as in the paper.")
+@click.option("--conditioned", is_flag=True, help="Add label and conditions to every input, as our own models do.")
 @click.option("--overwrite", is_flag=True, help="Replace an older data folder.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 def command(
@@ -40,6 +52,14 @@ def command(
     workers: int | None,
     include_escaped: bool,
     model: Path | None,
+    codec: str,
+    packet_bytes: str,
+    tcp_only: bool,
+    single_flow: bool,
+    phase: str | None,
+    sample_tokens: int,
+    free: bool,
+    conditioned: bool,
     overwrite: bool,
     as_json: bool,
 ) -> None:
@@ -47,15 +67,26 @@ def command(
 
     One capture is one session. Its label is the name of its folder, or what manifest.csv says.
     """
+    from netssmd.learn.byte_codec import ByteCodec
     from netssmd.learn.codec import ContextCodec
-    from netssmd.learn.prepare import prepare, vocabulary_of
+    from netssmd.learn.prepare import Codec, prepare, vocabulary_of
 
     vocabulary = None if model is None else vocabulary_of(model)
+    if vocabulary is not None and vocabulary.get("name") != codec:
+        name = vocabulary.get("name")
+        raise UsageError(f"{model}: its vocabulary is the {name} codec's; say --codec {name}")
+    chosen: Codec = ContextCodec()
+    if codec == "bytes":
+        size = int(packet_bytes) if vocabulary is None else int(vocabulary["packet_bytes"])
+        protocols = ("tcp",) if tcp_only else ()
+        chosen = ByteCodec(size, protocols, not free, conditioned, single_flow, phase or "", sample_tokens)
+    elif tcp_only or single_flow or phase or sample_tokens or free or conditioned:
+        raise UsageError("--tcp-only, --single-flow, --phase, --sample-tokens, --free, --conditioned: of --codec bytes")
     with progress() as advance:
         prepared = prepare(
             roots,
             output,
-            ContextCodec(),
+            chosen,
             manifest=manifest,
             workers=workers,
             escapes=include_escaped,

@@ -7,6 +7,7 @@ on from there. A second INT ends at once.
 
 import contextlib
 import json
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -26,31 +27,37 @@ if TYPE_CHECKING:
 @click.option("-c", "--config", "file", type=click.Path(path_type=Path), help="Training file; see config/train.toml.")
 @click.option("--data", help="Data folder; instead of the file's.")
 @click.option("-o", "--output", help="Output folder; instead of the file's output.path.")
+@click.option("--base", help="Fine-tune this model, instead of beginning anew; instead of the file's.")
 @click.option(
     "--hours", type=click.FloatRange(min=0, min_open=True), help="Train this long; instead of the file's [length]."
 )
 @click.option("--fresh", is_flag=True, help="Begin anew although the output folder holds a training to go on with.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout at the end.")
 def command(
-    file: Path | None, data: str | None, output: str | None, hours: float | None, fresh: bool, as_json: bool
-) -> None:
+    file: Path | None, data: str | None, output: str | None, base: str | None, hours: float | None, fresh: bool,
+    as_json: bool,
+) -> None:  # fmt: skip
     """Train a model on a prepared training set."""
     try:
         from netssmd.learn.train import train
     except ImportError as error:
         raise UsageError(f"training needs {error.name}; install it with `pip install 'netssmd[train]'`") from None
-    from netssmd.learn.codec import ContextCodec
+    from netssmd.learn.codec import codec_of
     from netssmd.learn.config import TrainConfig, check, load_train_config
+    from netssmd.learn.prepare import vocabulary_of
 
     config = TrainConfig() if file is None else load_train_config(file)
     config.data = data or config.data
+    config.base = base or config.base
     config.output.path = output or config.output.path
     if hours is not None:
-        config.length.hours, config.length.tokens = hours, 0
+        config.length.hours, config.length.tokens, config.length.epochs = hours, 0, 0.0
     check(config, str(file or "training"))
     with interruptible() as stop, reporting() as report:
-        trained = train(config, ContextCodec(), report=report, stop=stop, fresh=fresh)
-    click.echo(json.dumps(summary(trained)) if as_json else told(trained))
+        codec = codec_of(vocabulary_of(Path(config.data)))
+        trained = train(config, codec, report=report, stop=stop, fresh=fresh)
+    if os.environ.get("RANK", "0") == "0":  # of torchrun's processes one speaks
+        click.echo(json.dumps(summary(trained)) if as_json else told(trained))
 
 
 class Stop:

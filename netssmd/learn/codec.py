@@ -13,13 +13,13 @@ import numpy as np
 from netssmd.codec.encoder import Encoded, Encoder
 from netssmd.codec.vocab import STAGE_FEATURES, Statistics, Vocabulary
 from netssmd.errors import CheckpointError
-from netssmd.learn.prepare import EncodedFile
+from netssmd.learn.prepare import Codec, EncodedFile
 
 
 class ContextCodec:
     """`netssmd.learn.prepare.Codec` for the context codec."""
 
-    def statistics(self, packets: Iterable[Any]) -> Statistics:
+    def statistics(self, packets: Iterable[Any], label: str) -> Statistics:
         statistics = Statistics()
         encoder = Encoder(Statistics().fit(()), statistics)
         for ts_ns, data, orig_len in packets:
@@ -38,7 +38,7 @@ class ContextCodec:
         except ValueError as error:
             raise CheckpointError(f"vocabulary: {error}; prepare the data again") from None
 
-    def encode(self, packets: Iterable[Any], vocabulary: Vocabulary, *, escapes: bool) -> EncodedFile:
+    def encode(self, packets: Iterable[Any], vocabulary: Vocabulary, *, escapes: bool) -> list[EncodedFile]:
         """Escaped packets are found by encoding; to leave them out the session is encoded again without them."""
         kept = list(packets)
         encoded, escaped = self._encode(kept, vocabulary)
@@ -46,7 +46,7 @@ class ContextCodec:
         if left_out:
             kept = [packet for at, packet in enumerate(kept) if at not in escaped]
             encoded, _ = self._encode(kept, vocabulary)
-        return as_arrays(encoded, vocabulary, len(escaped))
+        return [as_arrays(encoded, vocabulary, len(escaped))]
 
     def _encode(self, packets: Sequence[Any], vocabulary: Vocabulary) -> tuple[Encoded, set[int]]:
         encoder, escaped = Encoder(vocabulary), set()
@@ -57,6 +57,15 @@ class ContextCodec:
                 escaped.add(at)
         encoder.end()
         return encoder.encoded, escaped
+
+
+def codec_of(document: dict[str, Any]) -> Codec:
+    """The codec that a vocabulary belongs to."""
+    if document.get("name") == "bytes":
+        from netssmd.learn.byte_codec import ByteCodec
+
+        return ByteCodec()
+    return ContextCodec()
 
 
 def as_arrays(encoded: Encoded, vocabulary: Vocabulary, escaped: int) -> EncodedFile:

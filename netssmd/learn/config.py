@@ -48,6 +48,7 @@ class OptimizerSection(Struct, forbid_unknown_fields=True, kw_only=True):
 
 class LengthSection(Struct, forbid_unknown_fields=True, kw_only=True):
     tokens: Count = 50_000_000
+    epochs: Amount = 0.0
     hours: Amount = 0.0
 
 
@@ -73,6 +74,7 @@ class MachineSection(Struct, forbid_unknown_fields=True, kw_only=True):
 class TrainConfig(Struct, forbid_unknown_fields=True, kw_only=True):
     data: str = "data"
     seed: Count = 1
+    base: str = ""
     model: ModelSection = msgspec.field(default_factory=ModelSection)
     batch: BatchSection = msgspec.field(default_factory=BatchSection)
     optimizer: OptimizerSection = msgspec.field(default_factory=OptimizerSection)
@@ -91,10 +93,14 @@ def load_train_config(path: Path) -> TrainConfig:
 
 def check(config: TrainConfig, place: str) -> None:
     """What no single key can say. Raises ConfigError."""
-    if not math.isfinite(config.length.hours):
-        raise ConfigError(f"{place}: length.hours is {config.length.hours}; write a number of hours, or 0 for no limit")
-    if not config.length.tokens and not config.length.hours:
-        raise ConfigError(f"{place}: length.tokens and length.hours are both 0; one of them has to end the training")
+    length = config.length
+    for key, value in (("hours", length.hours), ("epochs", length.epochs)):
+        if not math.isfinite(value):
+            raise ConfigError(f"{place}: length.{key} is {value}; write a number of {key}, or 0 for no limit")
+    if not length.tokens and not length.hours and not length.epochs:
+        raise ConfigError(
+            f"{place}: length.tokens, length.epochs and length.hours are all 0; one of them has to end the training"
+        )
     if config.model.d_model * config.model.expand % config.model.headdim:
         raise ConfigError(
             f"{place}: model.headdim {config.model.headdim} does not divide d_model x expand = "

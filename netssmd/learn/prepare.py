@@ -61,9 +61,9 @@ class EncodedFile:
 
 
 class Codec(Protocol):
-    """What learning needs of a codec. `netssmd.learn.codec.ContextCodec` is the one in use; tests bring a small one."""
+    """What learning needs of a codec: learn.codec.ContextCodec, learn.byte_codec.ByteCodec; tests bring a small one."""
 
-    def statistics(self, packets: Iterable[Any]) -> Any:
+    def statistics(self, packets: Iterable[Any], label: str) -> Any:
         """What one capture tells about the vocabulary to be; sent between processes."""
 
     def fit(self, statistics: Iterable[Any], labels: Sequence[str]) -> Any:
@@ -72,9 +72,9 @@ class Codec(Protocol):
     def load(self, document: dict[str, Any]) -> Any:
         """The vocabulary that a JSON document describes."""
 
-    def encode(self, packets: Iterable[Any], vocabulary: Any, *, escapes: bool) -> EncodedFile:
-        """A session's tokens, END included; with `escapes` false without the packets that need the escape, which are
-        counted."""
+    def encode(self, packets: Iterable[Any], vocabulary: Any, *, escapes: bool) -> list[EncodedFile]:
+        """The tokens of a capture's sessions, END included; with `escapes` false without the packets that need the
+        escape, which are counted."""
 
 
 # ---- which files
@@ -210,24 +210,24 @@ def begin(work: Work) -> None:
 
 
 def work_on(source: Source) -> Any:
-    """One file's statistics or EncodedFile; a str is the reason why there is none."""
+    """One file's statistics, or its sessions; a str is the reason why there is none."""
     packets = Salvage(source.path, _work.read)
     try:
         if _vocabulary is None:
-            return _work.codec.statistics(packets)
+            return _work.codec.statistics(packets, source.label)
         encoded = _work.codec.encode(packets, _vocabulary, escapes=_work.escapes)
     except (NetssmdError, OSError) as error:
         return reason(error, source.path)
     except Exception as error:
         error.add_note(f"while reading {source.path}")
         raise
-    return finish_session(encoded, _vocabulary, capped=source.capped, damage=packets.damage)
+    if not any(one.packets for one in encoded):
+        return f"no packets to learn from ({sum(one.escaped for one in encoded)} escaped)"
+    return [finish_session(one, _vocabulary, capped=source.capped, damage=packets.damage) for one in encoded]
 
 
-def finish_session(encoded: EncodedFile, vocabulary: Any, *, capped: bool, damage: str) -> EncodedFile | str:
-    """A session that was cut has no END to learn from. A session without packets is a reason, not a session."""
-    if not encoded.packets:
-        return f"no packets to learn from ({encoded.escaped} escaped)"
+def finish_session(encoded: EncodedFile, vocabulary: Any, *, capped: bool, damage: str) -> EncodedFile:
+    """A session that was cut has no END to learn from."""
     check_legal(encoded, vocabulary)
     cut = slice(None, -1 if (capped or damage) and encoded.tokens[-1] == vocabulary.end else None)
     return replace(
@@ -349,24 +349,26 @@ def write_all(
     strangers: Counter[str] = Counter()
     index = {label: at for at, label in enumerate(vocabulary.labels)}
     unknown = list(vocabulary.condition_rows(None))
-    features = vocabulary.width - 2 - len(unknown)
+    features = max(0, vocabulary.width - 2 - len(unknown))  # a byte model that is not conditioned has no label row
     with DatasetWriter(target, features, len(unknown), overwrite=overwrite) as writer:
         for source, result in results:
             if isinstance(result, str):
                 problems.append((source.name, result))
                 continue
-            if result.damage:
-                problems.append((source.name, f"{result.damage}; kept {result.packets} packets before it"))
+            if result[0].damage:
+                kept = sum(session.packets for session in result)
+                problems.append((source.name, f"{result[0].damage}; kept {kept} packets before it"))
             strangers[source.label] += source.label not in index
-            writer.shards[source.split].append(
-                result.tokens,
-                result.limits,
-                result.features,
-                label=index.get(source.label, -1),
-                conditions=list(vocabulary.condition_rows(source.conditions)),
-                packets=result.packets,
-                file=len(files),
-            )
+            for session in result:
+                writer.shards[source.split].append(
+                    session.tokens,
+                    session.limits,
+                    session.features,
+                    label=index.get(source.label, -1),
+                    conditions=list(vocabulary.condition_rows(source.conditions)),
+                    packets=session.packets,
+                    file=len(files),
+                )
             files.append(account(source, result, tallies))
         if not files:
             first = f"; {problems[0][0]}: {problems[0][1]}" if problems else ""
@@ -378,22 +380,25 @@ def write_all(
     return tallies
 
 
-def account(source: Source, result: EncodedFile, tallies: dict[tuple[str, str], Tally]) -> dict[str, Any]:
-    """Add a session to its label's tally; what files.json says about it."""
+def account(source: Source, result: list[EncodedFile], tallies: dict[tuple[str, str], Tally]) -> dict[str, Any]:
+    """Add a file's sessions to its label's tally; what files.json says about it."""
+    packets, tokens = sum(session.packets for session in result), sum(len(session.tokens) for session in result)
+    escaped = sum(session.escaped for session in result)
     tally = tallies.setdefault((source.split, source.label), Tally())
-    tally.sessions += 1
-    tally.packets += result.packets
-    tally.tokens += len(result.tokens)
-    tally.escaped += result.escaped
+    tally.sessions += len(result)
+    tally.packets += packets
+    tally.tokens += tokens
+    tally.escaped += escaped
     return {
         "file": source.name,
         "label": source.label,
         "split": source.split,
         "capped": source.capped,
         "conditions": source.conditions,
-        "packets": result.packets,
-        "tokens": len(result.tokens),
-        "escaped": result.escaped,
+        "sessions": len(result),
+        "packets": packets,
+        "tokens": tokens,
+        "escaped": escaped,
     }
 
 

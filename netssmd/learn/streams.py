@@ -64,22 +64,34 @@ class Visit:
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """The embedding rows that are no tokens, as the vocabulary numbers them."""
+    """The embedding rows that are no tokens, as the vocabulary numbers them.
 
-    end: int
+    begin: by label row, the token before a session's first: END, or the byte codec's label. told: label and conditions
+    are added to every input.
+    """
+
+    begin: dict[int, int]
+    told: bool
     labels: tuple[int, ...]
     unknown_label: int
     unknown_conditions: tuple[int, ...]
 
     @classmethod
     def of(cls, vocabulary: Any) -> "Rows":
-        labels = tuple(int(vocabulary.label_row(name)) for name in vocabulary.labels)
+        names = (*vocabulary.labels, None)
+        rows = [int(vocabulary.label_row(name)) for name in names]
         return cls(
-            int(vocabulary.end),
-            labels,
-            int(vocabulary.label_row(None)),
+            {row: int(vocabulary.begin(name)) for row, name in zip(rows, names, strict=True)},
+            bool(vocabulary.conditioned),
+            tuple(rows[:-1]),
+            rows[-1],
             tuple(map(int, vocabulary.condition_rows(None))),
         )
+
+    @property
+    def width(self) -> int:
+        """Rows of an input without the codec's features."""
+        return 2 + len(self.unknown_conditions) if self.told else 1
 
     def label(self, index: int) -> int:
         return self.labels[index] if index >= 0 else self.unknown_label
@@ -178,7 +190,7 @@ class Streams:
 
 
 def blank(batch: int, length: int, rows: Rows, shard: Shard) -> Batch:
-    width = 2 + len(rows.unknown_conditions) + shard.features.shape[1]
+    width = rows.width + shard.features.shape[1]
     shape = (batch, length)
     return Batch(
         np.zeros((*shape, width), np.int32),
@@ -195,12 +207,13 @@ def fill(batch: Batch, b: int, at: int, shard: Shard, rows: Rows, visit: Visit, 
     record = shard.sessions[visit.session]
     start = int(record["start"]) + position
     here, there = slice(at, at + take), slice(start, start + take)
-    told = 2 + len(visit.conditions)
+    told = rows.width
     batch.targets[b, here] = shard.tokens[there]
     batch.limits[b, here] = shard.limits[there]
-    batch.rows[b, at, 0] = shard.tokens[start - 1] if position else rows.end
+    batch.rows[b, at, 0] = shard.tokens[start - 1] if position else rows.begin[visit.label]
     batch.rows[b, at + 1 : at + take, 0] = shard.tokens[start : start + take - 1]
-    batch.rows[b, here, 1:told] = (visit.label, *visit.conditions)
+    if rows.told:
+        batch.rows[b, here, 1:told] = (visit.label, *visit.conditions)
     batch.rows[b, here, told:] = shard.features[there]
     batch.reset[b, at] = position == 0
     batch.label[b, here] = record["label"]

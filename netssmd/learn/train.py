@@ -45,10 +45,12 @@ from netssmd.learn.config import TrainConfig, as_dict, check
 from netssmd.learn.dataset import Dataset, Shard, open_dataset
 from netssmd.learn.loss import BITS, Head, Plan, plan, restricted_loss, to_device
 from netssmd.learn.prepare import Codec
+from netssmd.learn.ranks import Ranks, ranks
 from netssmd.learn.streams import Batch, Pass, Rows, Streams, choose_sessions
 from netssmd.model.config import ModelConfig
 from netssmd.model.mamba2 import Mamba2LM, State
 
+ALONE = Ranks()
 NEVER = -1e4  # score of a token that must not be drawn; finite, so that a range of such tokens still has a softmax
 NO_DECAY = ("norm.weight", "norm_f.weight", "bias", "A_log", "dt_bias", ".D")
 
@@ -112,7 +114,7 @@ def learning_rate(config: TrainConfig, step: int, share: float) -> float:
 def choose_device(config: TrainConfig) -> torch.device:
     name = config.machine.device
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
+        name = "cuda" if torch.cuda.is_available() else "cpu"  # under torchrun: the GPU that `ranks` has set
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
@@ -131,8 +133,12 @@ class Trainer:
     """The model, its optimizer and its place in the data. `step` trains; `save` and `load` keep and restore all of
     it."""
 
-    def __init__(self, config: TrainConfig, dataset: Dataset, vocabulary: Any) -> None:
-        self.config, self.dataset, self.vocabulary = config, dataset, vocabulary
+    def __init__(
+        self, config: TrainConfig, dataset: Dataset, vocabulary: Any, ranks: Ranks = ALONE
+    ) -> None:
+        self.config, self.dataset, self.vocabulary, self.ranks = config, dataset, vocabulary, ranks
+        if config.batch.streams < ranks.world:
+            raise UsageError(f"batch.streams is {config.batch.streams}; {ranks.world} processes need one each at least")
         self.device = choose_device(config)
         single_threaded()  # the lanes are the threads; what happens between them is little
         precision = config.machine.precision
@@ -152,13 +158,19 @@ class Trainer:
         )
         torch.manual_seed(config.seed)
         self.model = Mamba2LM(self.model_config).to(self.device)
+        if config.base:
+            begin_from(self.model, Path(config.base), self.model_config)
         self.average = Mamba2LM(self.model_config).to(self.device).requires_grad_(False)
         self.average.load_state_dict(self.model.state_dict())
         self.optimizer = make_optimizer(self.model, config)
         self.parameters = list(self.model.parameters())
         self.streams = self._streams(None)
-        lanes = 1 if self.device.type != "cpu" else config.machine.threads or os.cpu_count() or 1
-        self.lanes = split(config.batch.streams, lanes)
+        lanes = 1
+        if self.device.type == "cpu":
+            lanes = config.machine.threads or max(1, (os.cpu_count() or 1) // ranks.beside)
+        self.shares = split(config.batch.streams, ranks.world)  # the streams of each rank
+        own = self.shares[ranks.rank]
+        self.lanes = [slice(own.start + s.start, own.start + s.stop) for s in split(own.stop - own.start, lanes)]
         self.states: list[State | None] = [None] * len(self.lanes)
         self.pool = ThreadPoolExecutor(lanes, "lane", single_threaded) if lanes > 1 else None
         self.steps = self.tokens = 0
@@ -179,10 +191,14 @@ class Trainer:
 
     @property
     def share(self) -> float:
-        """How much of the training is done, by tokens or by the clock, whichever is further."""
+        """How much of the training is done, by tokens, by epochs or by the clock, whichever is furthest."""
         limits = self.config.length
-        tokens = self.tokens / limits.tokens if limits.tokens else 0.0
-        return min(1.0, max(tokens, self.elapsed / (limits.hours * 3600) if limits.hours else 0.0))
+        shares = (
+            (self.tokens, limits.tokens),
+            (self.tokens, limits.epochs * len(self.dataset.train.tokens)),
+            (self.elapsed, limits.hours * 3600),
+        )
+        return min(1.0, max(done / whole if whole else 0.0 for done, whole in shares))
 
     def forward(self, model: Mamba2LM, batch: Batch, state: State | None) -> tuple[Tensor, State]:
         rows = torch.from_numpy(batch.rows).to(self.device)
@@ -210,10 +226,12 @@ class Trainer:
         results = self.in_lanes(self._gradients, parts, self.states, [batch.targets.size] * len(parts))
         self.states = [state for _, _, state in results]
         loss = torch.stack([loss for loss, _, _ in results]).sum()
+        self.ranks.sum([loss])
         for parameter, *gradients in zip(self.parameters, *(gradients for _, gradients, _ in results), strict=True):
             for other in gradients[1:]:
                 gradients[0].add_(other)
             parameter.grad = gradients[0]
+        self.ranks.sum([gradient for parameter in self.parameters if (gradient := parameter.grad) is not None])
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.optimizer.clip or math.inf)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.config, self.steps, self.share)
@@ -300,14 +318,18 @@ class Trainer:
                     found[f"{key}.{name}"] = moments[key]
         states = [state for state in self.states if state is not None]
         if states:  # [n_layer, B, ...] of all lanes
-            found |= {
-                "state.conv": torch.cat([s.conv for s in states], 1),
-                "state.ssm": torch.cat([s.ssm for s in states], 1),
-            }
+            for name, mine in (("conv", [s.conv for s in states]), ("ssm", [s.ssm for s in states])):
+                own = torch.cat(mine, 1)
+                shapes = [(own.shape[0], share.stop - share.start, *own.shape[2:]) for share in self.shares]
+                if gathered := self.ranks.gather(own, shapes):
+                    found[f"state.{name}"] = torch.cat(gathered, 1)
         return {name: tensor.contiguous() for name, tensor in found.items()}
 
     def save(self, path: Path) -> None:
-        """Write the folder `path`, whole or not at all. Raises OutputError."""
+        """Write the folder `path`, whole or not at all; rank 0 does, with what the others send. Raises OutputError."""
+        tensors = self.tensors()
+        if not self.ranks.leads:
+            return
         part, old = path.with_name(path.name + ".part"), path.with_name(path.name + ".old")
         state = {
             "steps": self.steps,
@@ -320,7 +342,7 @@ class Trainer:
         try:
             shutil.rmtree(part, ignore_errors=True)
             part.mkdir(parents=True)
-            save_file(self.tensors(), part / "tensors.safetensors")
+            save_file(tensors, part / "tensors.safetensors")
             (part / "state.json").write_text(json.dumps(state))
             if path.exists():
                 shutil.rmtree(old, ignore_errors=True)
@@ -367,6 +389,22 @@ class Trainer:
             self.states = [State(conv[:, lane].contiguous(), ssm[:, lane].contiguous()) for lane in self.lanes]
         self.steps, self.tokens, self.elapsed = state["steps"], state["tokens"], state["elapsed_seconds"]
         self.streams = self._streams(state["streams"])
+
+
+def begin_from(model: Mamba2LM, folder: Path, config: ModelConfig) -> None:
+    """Fine-tuning: the weights of a checkpoint of the same shape and vocabulary. Raises CheckpointError, UsageError."""
+    from netssmd.model.checkpoint import load_config, load_tensors_numpy
+
+    theirs = load_config(folder)
+    for name in ("d_model", "n_layer", "d_state", "d_conv", "expand", "headdim", "ngroups", "vocab_size", "rows"):
+        if getattr(theirs, name) != getattr(config, name):
+            raise UsageError(
+                f"{folder}: its {name} is {getattr(theirs, name)}, but this training's is {getattr(config, name)}; "
+                "the base needs the same shape, and the data the base's vocabulary (`netssmd prepare --model`)"
+            )
+    tensors = load_tensors_numpy(folder, theirs)
+    tensors.pop("lm_head.bias", None)
+    model.load_state_dict({name: torch.from_numpy(tensor.copy()) for name, tensor in tensors.items()})
 
 
 def single_threaded() -> None:
@@ -417,22 +455,26 @@ def train(
     dataset = open_dataset(Path(config.data))
     if not len(dataset.train.sessions):
         raise UsageError(f"{config.data}: no sessions in the train split; give `netssmd prepare` more captures")
-    trainer = Trainer(config, dataset, codec.load(dataset.vocabulary))
     out = Path(config.output.path)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        log = open(out / "log.jsonl", "w" if fresh else "a", buffering=1)  # noqa: SIM115 closed below
-    except OSError as error:
-        raise OutputError(f"{out}: {error.strerror}; choose another output.path") from None
-    if not fresh:
-        resume(trainer, out / "last")
-    with log:
+    with ranks(config.machine.device) as place:
+        trainer = Trainer(config, dataset, codec.load(dataset.vocabulary), place)
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            where = out / "log.jsonl" if place.leads else Path(os.devnull)
+            log = open(where, "w" if fresh else "a", buffering=1)  # noqa: SIM115 closed below
+        except OSError as error:
+            raise OutputError(f"{out}: {error.strerror}; choose another output.path") from None
+        if not fresh:
+            resume(trainer, out / "last")
+        place.wait()
+        with log:
 
-        def tell(news: Progress | Validation) -> None:
-            log.write(line(news))
-            report(news)
+            def tell(news: Progress | Validation) -> None:
+                if place.leads:
+                    log.write(line(news))
+                    report(news)
 
-        return _loop(trainer, out, tell, stop)
+            return _loop(trainer, out, tell, stop)
 
 
 def resume(trainer: Trainer, last: Path) -> None:
@@ -455,6 +497,14 @@ def _loop(trainer: Trainer, out: Path, report: Report, stop: Callable[[], bool])
     meter = Meter(trainer)
 
     def judge(budget: int) -> Validation | None:
+        if not trainer.ranks.leads:
+            trainer.ranks.wait()
+            return None
+        result = judged(budget)
+        trainer.ranks.wait()
+        return result
+
+    def judged(budget: int) -> Validation | None:
         if not len(trainer.dataset.val.sessions):
             export(trainer, out / "model", None)
             return None
@@ -473,7 +523,7 @@ def _loop(trainer: Trainer, out: Path, report: Report, stop: Callable[[], bool])
             report(meter.read())
         if config.output.checkpoint_steps and step % config.output.checkpoint_steps == 0:
             trainer.save(out / "last")
-        stopped = stop()
+        stopped = trainer.ranks.agree(0.0, stop(), trainer.device)[1]
         if (
             config.validation.every_steps
             and step % config.validation.every_steps == 0
@@ -481,7 +531,7 @@ def _loop(trainer: Trainer, out: Path, report: Report, stop: Callable[[], bool])
             and trainer.share < 1.0
         ):
             validation = judge(config.validation.tokens)
-        trainer.elapsed += time.monotonic() - before
+        trainer.elapsed, _ = trainer.ranks.agree(trainer.elapsed + time.monotonic() - before, False, trainer.device)
     meter.check()
     trainer.save(out / "last")
     if not stopped:
