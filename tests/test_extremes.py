@@ -30,6 +30,7 @@ BASE = {
     "engine": {"pace": '"topspeed"', "threads": "1"},
     "traffic": {"concurrency": "2", "sessions": "3"},
     "metrics": {"port": "0"},
+    "snapshot": {"enabled": "false"},
 }
 
 
@@ -54,13 +55,15 @@ def test_what_the_configuration_accepts_the_daemon_runs_with(
 ) -> None:
     output = {"directory": f'"{tmp_path / "out"}"', "free_disk": '"0B"'}
     sections = {**BASE, "output": output}
+    if section == "pacing":  # top speed knows none
+        sections["engine"] = {"threads": "1"}
     sections[section] = {**sections.get(section, {}), key: value}
     config = None
     text = "".join(f"[{name}]\n" + "".join(f"{k} = {v}\n" for k, v in keys.items()) for name, keys in sections.items())
     with contextlib.suppress(ConfigError):
         config = parse(text, "t.toml")
     if config is None:
-        with pytest.raises(ConfigError, match=f"t.toml: {section}.{key}: "):
+        with pytest.raises(ConfigError, match=rf"t\.toml: .*{key}"):
             parse(text, "t.toml")
         return
     with contextlib.suppress(NetssmdError):  # said before the first packet: addresses that do not fit, no disk so large
