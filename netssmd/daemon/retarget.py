@@ -182,11 +182,11 @@ def _arrivals(service: Service, config: Config) -> None:
         )  # fmt: skip
     with board.lock:
         now_ns = board.clock.now_ns() if board.clock else board.floor_ns
-        board.arrivals.retarget(concurrency, traffic.arrivals, traffic.sessions, now_ns)
+        board.arrivals.retarget(concurrency, int(traffic.arrivals), traffic.sessions, now_ns)
 
 
 def _limits(service: Service, config: Config) -> None:
-    service.limits = Limits(config.traffic.session_packets, config.traffic.session_duration)
+    service.limits = Limits(config.traffic.session_packets, int(config.traffic.session_duration))
 
 
 def _temperatures(service: Service, config: Config) -> None:

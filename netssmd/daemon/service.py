@@ -164,7 +164,7 @@ class Service:
         self.slots = retarget.slots_of(config)
         self.threads = min(thread_count(engine.threads), traffic.concurrency or self.slots)
         self.plan = plan_of(config.addresses, self.seed, mark=config.output.mark)
-        self.limits = Limits(traffic.session_packets, traffic.session_duration)
+        self.limits = Limits(traffic.session_packets, int(traffic.session_duration))
         self.temperatures = model.temperatures(traffic.temperature, traffic.temperatures)
         self.cap_packets_per_second = traffic.packets_per_second
         self.events: Events = Events()
@@ -208,7 +208,9 @@ class Service:
         clock = self._open_clock(resumed.session_ns if resumed else 0)
         start_ns = clock.now_ns() if clock else resumed.session_ns if resumed else time.time_ns()
         traffic = config.traffic
-        arrivals = Arrivals(traffic.concurrency, traffic.arrivals, self.seed, start_ns, traffic.ramp, traffic.sessions)
+        arrivals = Arrivals(
+            traffic.concurrency, int(traffic.arrivals), self.seed, start_ns, int(traffic.ramp), traffic.sessions
+        )
         if resumed:
             resumed.arrivals.concurrency, resumed.arrivals.total = traffic.concurrency, traffic.sessions
             if resumed.arrivals.mean_gap_ns == traffic.arrivals:
