@@ -118,3 +118,20 @@ def test_a_client_that_comes_back_goes_on_with_other_ports() -> None:
     first, again = session(3), session(253)
     assert first.host(4, UNICAST, CLIENT) == again.host(4, UNICAST, CLIENT)
     assert not {first.port(0) for _ in range(8)} & {again.port(0) for _ in range(8)}
+
+
+def test_a_long_answer_holds_addresses_of_its_name_only() -> None:
+    identities = session()
+    wire = identities.question(20, 1)
+    for version in (4, 6):
+        addresses = identities.answers(wire, version, 80)
+        assert len(addresses) == 80 and len(set(addresses)) >= 65
+        assert {identities.server_name(address) for address in addresses} == {text(wire)}
+
+
+def test_a_name_is_found_again_when_it_was_asked_for_long_ago() -> None:
+    identities = session()
+    wires = [identities.question(18 + i % 20, 1) for i in range(300)]
+    for wire in wires:
+        assert PLAN.name(identities.answers(wire, 4, 1)[0]) == text(wire)
+    assert PLAN.names.find(b"x.y." + PLAN.names.name(77)) == 77 and PLAN.names.find(b"example.net") == -1

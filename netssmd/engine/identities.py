@@ -18,7 +18,7 @@ import ipaddress
 from dataclasses import dataclass, field
 from typing import Final
 
-from netssmd.engine.names import wire_name
+from netssmd.engine.names import text_name, wire_name
 from netssmd.engine.plan import CLIENT, SERVER, AddressPlan
 from netssmd.engine.sampling import Stream, derive, mix, permute
 
@@ -232,12 +232,13 @@ class FreshIdentities:
         """`count` addresses of a name as DNS writes it. The session's next new server is at the first of them."""
         plan = self.plan
         service = self.asked.get(name, -1)
-        if service < 0:  # not asked for here: any service, the same each time
+        if service < 0:  # not asked for here, or too long ago
+            service = plan.names.find(text_name(name))
+        if service < 0:  # no service's name: any address, the same each time
             service = derive(plan.seed, "answers", name.hex()) % plan.names.count
-        size = plan.pools[SERVER, version].size
-        addresses = [
-            plan.host(SERVER, version, (service + i * plan.names.count) % size) for i in range(count)
-        ]
+        services = plan.names.count
+        turns = max(1, plan.pools[SERVER, version].size // services)  # addresses that a service has
+        addresses = [plan.host(SERVER, version, service + i % turns * services) for i in range(count)]
         if addresses and name in self.asked and addresses[0] not in self.promised:
             self.promised.append(addresses[0])
             if len(self.promised) > MOST_PROMISED:

@@ -74,6 +74,15 @@ class ServiceNames:
             self._by_length = made
         return self._by_length.get(size, [])
 
+    def find(self, name: bytes) -> int:
+        """The service that has this name, or one that the name is below; -1 if there is none."""
+        while name:
+            for service in self.of_length(len(name)):
+                if self.name(service) == name:
+                    return service
+            name = name.partition(b".")[2]
+        return -1
+
     def shorter(self, size: int) -> list[int]:
         """The services whose names are the longest ones below `size` characters; empty if there are none."""
         while size > 0:
@@ -82,6 +91,16 @@ class ServiceNames:
             if found:
                 return found
         return []
+
+
+def text_name(wire: bytes) -> bytes:
+    """The text of a name that `wire_name` wrote."""
+    labels = []
+    at = 0
+    while at < len(wire) and wire[at]:
+        labels.append(wire[at + 1 : at + 1 + wire[at]])
+        at += wire[at] + 1
+    return b".".join(labels)
 
 
 def wire_name(name: bytes) -> bytes:
