@@ -25,6 +25,8 @@ slots = 24
 directory = "{folder}/captures"
 slice_duration = "0s"
 free_disk = "0MB"
+[snapshot]
+enabled = false
 [metrics]
 port = 0
 [traffic]

@@ -99,7 +99,7 @@ ledger = true
         't.toml: traffic.labels.web: found "x"; write a number',
         "t.toml: traffic.concurrency: found -1; write 0 to 100000",
         "t.toml: traffic.rtt_ms: found (9.0, 5.0); write a number, or a range [low, high] with 0 <= low <= high",
-        "t.toml: output.port: unknown key; did you mean metrics.port?",
+        "t.toml: output.port: unknown key; did you mean metrics.port or mqtt.port?",
     ]
 
 

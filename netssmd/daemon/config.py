@@ -15,6 +15,8 @@ from typing import Literal
 import msgspec
 
 from netssmd import tomlfile
+from netssmd.daemon.events import EVENTS
+from netssmd.daemon.topics import NAME
 from netssmd.engine.mix import MOST
 from netssmd.errors import NetssmdError
 from netssmd.output.ledger import ATTACKS
@@ -316,6 +318,44 @@ class Snapshot(_Section, frozen=True):
             raise ValueError(f"directory is {self.directory!r}; write the path of a folder, or leave it empty")
 
 
+class Mqtt(_Section, frozen=True):
+    """The broker through which a fleet is controlled."""
+
+    host: str = ""
+    port: int = 0
+    tls: bool = False
+    ca_file: str = ""
+    certificate_file: str = ""
+    key_file: str = ""
+    user: str = ""
+    password_file: str = ""
+    prefix: str = "netssmd"
+    node: str = ""
+    group: str = ""
+    keepalive: Duration = Duration(20_000_000_000)
+    status_interval: Duration = Duration(5_000_000_000)
+    events: tuple[str, ...] = tuple(EVENTS)
+
+    def __post_init__(self) -> None:
+        _between("port", self.port, 0, 65535)
+        for name in ("prefix", "node", "group"):
+            value = getattr(self, name)
+            if not NAME.fullmatch(value) and (value or name == "prefix"):
+                raise ValueError(f"{name} is {value!r}; write up to 64 letters, digits, dots, - and _")
+        if self.key_file and not self.certificate_file:
+            raise ValueError("key_file belongs to a certificate_file; write that too")
+        if not self.tls and (self.ca_file or self.certificate_file):
+            raise ValueError("ca_file and certificate_file need tls = true")
+        if self.password_file and not self.user:
+            raise ValueError("password_file belongs to a user; write that too")
+        for name in ("keepalive", "status_interval"):
+            if not 1_000_000_000 <= getattr(self, name) <= 3_600_000_000_000:
+                raise ValueError(f"{name} is {getattr(self, name) / 1e9:g}s; write 1s to 1h")
+        for kind in self.events:
+            if kind not in EVENTS:
+                raise ValueError(f"events is {kind!r}; write events of {', '.join(EVENTS)}")
+
+
 class Log(_Section, frozen=True):
     """What the daemon says about itself."""
 
@@ -337,6 +377,7 @@ class Config(_Section, frozen=True):
     pacing: Pacing = Pacing()
     metrics: Metrics = Metrics()
     control: Control = Control()
+    mqtt: Mqtt = Mqtt()
     log: Log = Log()
 
     def __post_init__(self) -> None:

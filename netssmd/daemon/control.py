@@ -227,6 +227,11 @@ async def _rotate(service: Service, arguments: Arguments) -> Result:
     return {"files": service.files_written()}
 
 
+async def _snapshot(service: Service, arguments: Arguments) -> Result:
+    written = await service.snapshot()
+    return {"snapshot": written.id, "sessions": written.sessions, "bytes": written.bytes}
+
+
 async def _watch(service: Service, arguments: Arguments) -> Result:
     return {"events": arguments["events"] or list(EVENTS)}
 
@@ -269,6 +274,7 @@ COMMANDS: tuple[Command, ...] = (
                   positional=True),), _mix,
     ),
     Command("rotate", "Complete the open capture and begin a new one.", (), _rotate),
+    Command("snapshot", "Save all live sessions now, as the daemon does every `snapshot.interval`.", (), _snapshot),
     Command(
         "watch", "Tell events as they happen.",
         (Argument("events", KINDS, "Only these; left out: all.", positional=True),), _watch, streams=True,

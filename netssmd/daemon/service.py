@@ -30,7 +30,7 @@ from netssmd import __version__
 from netssmd.codec.byte_vocab import ByteVocabulary
 from netssmd.codec.bytes import malformed_text
 from netssmd.codec.vocab import Vocabulary
-from netssmd.daemon import retarget
+from netssmd.daemon import broker, retarget
 from netssmd.daemon.addresses import plan_of
 from netssmd.daemon.clock import Clock, WallClock
 from netssmd.daemon.config import Config
@@ -51,7 +51,7 @@ from netssmd.engine.plan import CLIENT, SERVER, AddressPlan
 from netssmd.engine.sampling import Stream, derive
 from netssmd.engine.scheduler import FOR_EVER, Backend, Scheduler
 from netssmd.engine.session import Limits, Session, SessionInfo, Temperatures
-from netssmd.errors import NetssmdError, SnapshotError
+from netssmd.errors import ConfigError, NetssmdError, SnapshotError
 from netssmd.output.file_sink import FileSink
 from netssmd.output.ledger import Ledger, SessionMeta, is_attack
 from netssmd.output.pacer import BOUNDS_NS
@@ -61,6 +61,7 @@ from netssmd.output.sink import Sink
 from netssmd.packet.compliance import Checker
 
 if TYPE_CHECKING:
+    from netssmd.daemon.mqtt import Node
     from netssmd.daemon.web import MetricsServer
     from netssmd.output.tap import TapPort, TapSink
 
@@ -70,6 +71,7 @@ SECOND = 1_000_000_000
 MAX_FLOWS = 1024  # that a session's checker keeps in mind: as many as its codec does
 SWITCH_SECONDS = 0.0005  # the interpreter's turn between engine threads: a step is shorter than Python's usual 5 ms
 FORCED = 130
+FAREWELL_SECONDS = 3.5
 
 log = logging.getLogger("netssmd")
 
@@ -177,6 +179,7 @@ class Service:
         self.tap: TapSink | None = None
         self.metrics: MetricsServer | None = None
         self.socket: ControlSocket | None = None
+        self.node: Node | None = None
         self._loop: asyncio.AbstractEventLoop
         self._over: asyncio.Event
         self._death: BaseException | None = None
@@ -378,6 +381,8 @@ class Service:
             self._serve_metrics()
             self.socket = ControlSocket(self, self.config.control.socket, self.config.control.group)
             await self.socket.start()
+            if self.config.mqtt.host:
+                self.node = self._join_fleet()
             self._catch_signals()
             self._begun = time.monotonic()
             await self._supervise(self._start(), on_ready, on_status)
@@ -415,9 +420,13 @@ class Service:
                     group.create_task(self._every(1.0, self._sample_rates)),
                     group.create_task(self._keep()),
                 ]
+                fleet = group.create_task(self.node.run()) if self.node else None
                 await self._over.wait()
                 for helper in helpers:
                     helper.cancel()
+                if fleet:  # it takes its leave of the broker
+                    await asyncio.wait((fleet,), timeout=FAREWELL_SECONDS)
+                    fleet.cancel()
             notify("STOPPING=1")
         finally:
             await asyncio.to_thread(self._join, threads)
@@ -434,6 +443,13 @@ class Service:
         if self.keeper is None:
             raise SnapshotError("snapshot: snapshot.enabled is false")
         return await asyncio.to_thread(self.keeper.take)
+
+    def _join_fleet(self) -> Node:
+        try:
+            from netssmd.daemon.mqtt import Node
+        except ImportError:
+            raise ConfigError(f"mqtt.host is set; {broker.MISSING}") from None
+        return Node(self, self.config.mqtt)
 
     def _serve_metrics(self) -> None:
         if self.config.metrics.port:
@@ -489,6 +505,10 @@ class Service:
         while seconds:
             await asyncio.sleep(seconds)
             work()
+
+    async def over(self) -> None:
+        """Until the daemon is told to end, or does."""
+        await self._over.wait()
 
     async def order(self, lane: EngineLane | OutputLane, work: Callable[[], T]) -> T:
         """Have a lane's thread do `work` between two steps, and wait for its result. Raises what `work` raises, and

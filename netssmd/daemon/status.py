@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from netssmd import __version__
 from netssmd.daemon.retarget import room
 
 if TYPE_CHECKING:
+    from netssmd.daemon.mqtt import BrokerState
     from netssmd.daemon.service import Service
     from netssmd.output.tap import TapPort
 
@@ -158,6 +159,7 @@ class Status:
     taps: list[Tap]
     slices: Slices | None
     snapshots: Snapshots | None
+    broker: BrokerState | None
     events: dict[str, int]  # told so far, by kind
 
     def json(self) -> dict[str, Any]:
@@ -250,6 +252,7 @@ def status_of(service: Service) -> Status:
         sinks=[SinkState(sink_name(sink), sink.packets, sink.dropped) for sink in service.output.sinks],
         taps=[_tap(port) for port in service.tap.ports] if service.tap else [],
         snapshots=_snapshots(service),
+        broker=replace(service.node.state) if service.node else None,
         slices=Slices(service.config.output.directory, ring.files, ring.bytes) if ring else None,
         events=dict(service.events.emitted),
     )  # fmt: skip
