@@ -25,6 +25,7 @@ from netssmd.errors import NetssmdError, UsageError
 COMMANDS = {
     "run": "Run the daemon in the foreground: live sessions into rotating captures.",
     "ctl": "Ask a running daemon, or a fleet: status, start, stop, pause, rate, mix, watch ...",
+    "top": "Live view of running daemons: sessions, rates, lateness, findings, sinks.",
     "generate": "Generate sessions once, into a capture file or a folder.",
     "check": "Check captures against the rules of TCP/IP: findings by capture and by flow.",
     "ledger": "Turn ledgers into a table of labelled flows.",
