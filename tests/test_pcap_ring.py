@@ -447,7 +447,9 @@ def test_a_write_cut_anywhere_leaves_whole_records(tmp_path: Path, monkeypatch: 
             r.write(p, note(p))
         left = [room]
 
-        def write(fd: int, data: Any, left: list[int] = left) -> int:
+        def write(fd: int, data: Any, left: list[int] = left, r: PcapRing = r) -> int:
+            if r._slice is not None and fd == r._slice.journal:
+                return real(fd, data)
             if not left[0]:
                 raise OSError(28, "No space left on device")
             taken = real(fd, bytes(data)[: min(left[0], 50)])

@@ -72,6 +72,7 @@ MAX_FLOWS = 1024  # that a session's checker keeps in mind: as many as its codec
 SWITCH_SECONDS = 0.0005  # the interpreter's turn between engine threads: a step is shorter than Python's usual 5 ms
 FORCED = 130
 FAREWELL_SECONDS = 3.5
+STORAGE = "storage"  # the reason of pauses while captures cannot be written
 
 log = logging.getLogger("netssmd")
 
@@ -300,7 +301,7 @@ class Service:
             self.tap = open_taps(tap.names, options, sides)
         if self.config.output.files:
             self.ring = self._open_ring()
-            sinks.append(FileSink(self.ring, self._ledger))
+            sinks.append(FileSink(self.ring, self._ledger, self._storage_waits, self._lost_files))
         return sinks
 
     def _tap_outage(self, name: str, is_down: bool) -> None:
@@ -318,11 +319,25 @@ class Service:
             max_files=output.ring_files or None,
             snaplen=output.snaplen,
             min_free_bytes=output.free_disk,
+            on_full="wait",
             beside=self._ledger if output.ledger else None,
             on_complete=lambda name, packets, size: self.events.emit(
                 "slice-closed", capture=name, packets=packets, bytes=size
             ),
         )
+
+    def _storage_waits(self, why: str) -> None:
+        """The captures cannot be written: nothing is made until they can."""
+        if why:
+            log.warning("%s; waiting", why)
+            self.events.emit("fault", fault="storage", text=why)
+            self.pause(STORAGE)
+        else:
+            self.resume(STORAGE)
+
+    def _lost_files(self, what: str) -> None:
+        log.warning("%s", what)
+        self.events.emit("fault", fault="storage", text=what)
 
     def _open_session(self, info: SessionInfo) -> Session:
         log.debug("session %d starts: %s %s", info.number, info.label, info.conditions)

@@ -132,10 +132,14 @@ class Cut:
                 sink.flush(0)
         self.packets = output.held()
         self.ended = output.ended()
+        try:
+            arrivals = snapshot.copy(board.arrivals, self.named)
+        except SnapshotError as error:
+            self.error = error
         self.kept = {
             "session_ns": board.clock.now_ns() if board.clock else board.floor_ns,
             "lag_ns": board.clock.lag_ns if board.clock else 0,
-            "arrivals": snapshot.copy(board.arrivals, self.named),
+            "arrivals": arrivals if self.error is None else None,
             "numbers": board.numbers,
             "asked_numbers": board.asked_numbers,
             "asked": [

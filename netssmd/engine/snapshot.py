@@ -248,6 +248,8 @@ class _Walk:
         kind = type(thing)
         if kind in _PLAIN:
             return thing
+        if isinstance(thing, int):  # a quantity of the configuration
+            return int(thing)
         name = self._names.get(id(thing))
         if kind is AddressPlan:  # also one that was replaced since: the session goes on with the one in force
             name = self._plan

@@ -16,7 +16,8 @@ A slice ends before the packet that would make it larger than `max_bytes` or `ma
 behind a multiple of `max_seconds` on the packets' own clock. A packet of an earlier time stays in the open slice.
 
 Storage that runs out, below `min_free_bytes` or for real: `on_full="stop"` completes the slice where that is possible
-and raises; "drop" pauses and counts what is dropped until there is room. A packet is in `packets` and in the ledger
+and raises; "drop" pauses and counts what is dropped until there is room; "wait" raises StorageWaits for whatever the
+storage refuses, keeps all it has, and can be asked again. A packet is in `packets` and in the ledger
 once it is stored, so both tell what the files hold.
 
 Everything here blocks (write, fsync, rename): it belongs in the output thread, and in one thread only.
@@ -34,7 +35,7 @@ import time
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Final, Literal, Protocol
 
@@ -48,6 +49,10 @@ _TRIES: Final = 1024  # packets dropped between two looks at the free space
 _SLACK: Final = 64 << 10
 _BLOCK: Final = struct.Struct("<II")  # of a journal: length and CRC-32 of what follows
 _SPAN: Final = struct.Struct("<QQI")  # bytes of the capture from and to, packets; then what `beside` says
+
+
+class StorageWaits(OutputError):
+    """A ring that waits (`on_full="wait"`) could not store; nothing is lost, and the same may be tried again."""
 
 
 class Beside(Protocol):
@@ -86,6 +91,8 @@ class _Slice:
     bytes: int = FILE_HEADER_BYTES  # likewise
     stored: int = FILE_HEADER_BYTES  # bytes in the file
     journal: int = -1  # file descriptor of the journal
+    said: int = 0  # bytes in it
+    unsaid: bytearray = field(default_factory=bytearray)  # blocks that wait for room
 
 
 class PcapRing:
@@ -118,7 +125,7 @@ class PcapRing:
         snaplen: int = 0,
         min_free_bytes: int = 256 << 20,
         nanosecond: bool = True,
-        on_full: Literal["stop", "drop"] = "stop",
+        on_full: Literal["stop", "drop", "wait"] = "stop",
         beside: Beside | None = None,
         on_complete: Callable[[str, int, int], None] | None = None,
     ) -> None:
@@ -134,6 +141,7 @@ class PcapRing:
         self._min_free_bytes = min_free_bytes
         self._nanosecond = nanosecond
         self._drop = on_full == "drop"
+        self._wait = on_full == "wait"
         self._beside = beside
         self._on_complete = on_complete
         self._pattern = re.compile(rf"{re.escape(prefix)}_\d{{5,}}_\d{{14}}\.pcap")
@@ -175,6 +183,8 @@ class PcapRing:
             self.dropped += 1
             return
         packed = record(packet, self._snaplen, 1 if self._nanosecond else 1000)
+        if self._wait and self._pending_bytes >= _BUFFER:
+            self._guard(self._store_if_room)  # before the packet is taken, so that nothing is taken twice
         if not self._guard(self._make_way, packet.ts_ns, len(packed)):
             self.dropped += 1
             return
@@ -185,7 +195,7 @@ class PcapRing:
         self._pending.append(packed)
         self._notes.append(note)
         self._pending_bytes += len(packed)
-        if self._pending_bytes >= _BUFFER:
+        if self._pending_bytes >= _BUFFER and not self._wait:
             self._guard(self._store_if_room)
 
     def flush(self, now_ns: int | None = None) -> None:
@@ -195,6 +205,38 @@ class PcapRing:
             return
         if self._guard(self._store_if_room) and now_ns is not None and self._is_past(now_ns):
             self._guard(self._finish)
+
+    def look(self) -> str | None:
+        """Is the open slice still where it was made? If somebody deleted it, or the whole directory, its packets are
+        counted as dropped and the directory is made again. Return: what was found, if so. Raises StorageWaits."""
+        current = self._slice
+        if current is not None:
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                if os.path.samestat(os.stat(self._part(current.name)), os.fstat(current.fd)):
+                    return None
+        elif self._directory.is_dir():
+            return None
+        lost = 0
+        try:
+            self._directory.mkdir(parents=True, exist_ok=True)
+            lock = _lock(self._directory / f".{self._prefix}.lock")
+        except OSError as error:
+            raise StorageWaits(str(self._error(error, "making it again"))) from error
+        if self._lock is not None:
+            os.close(self._lock)
+        self._lock = lock
+        if current is not None:
+            lost = current.packets - len(self._pending)
+            self.dropped += lost
+            self.packets -= lost
+            self._forget_pending()
+            os.close(current.fd)
+            self._end_journal(current, keep=False)
+            self._slice = None
+            if self._beside is not None:
+                self._beside.clear()
+        what = f"the open slice {current.name}" if current else "it"
+        return f"directory {self._directory}: {what} was deleted from outside; {lost} stored packets are lost, going on"
 
     def rotate(self) -> None:
         """Complete the slice now. Without packets there is nothing to complete."""
@@ -238,8 +280,12 @@ class PcapRing:
             if self._drop and error.errno in _NO_SPACE:
                 self._paused = True
                 return False
+            if self._wait:
+                raise StorageWaits(str(self._error(error, "writing"))) from error
             self._failure = self._error(error, "writing")
             raise self._failure from error
+        except StorageWaits:
+            raise
         except OutputError as error:
             self._failure = error
             raise
@@ -288,6 +334,8 @@ class PcapRing:
     def _store(self) -> None:
         """Pending records to the part file. Where that fails midway, the file ends with its last whole record."""
         current = self._slice
+        if current is not None and current.unsaid:
+            self._tell_journal(current)
         if current is None or not self._pending:
             return
         data = memoryview(b"".join(self._pending))
@@ -327,7 +375,20 @@ class PcapRing:
         del self._notes[:count]
         if self._beside is not None and count:
             block = _SPAN.pack(start, current.stored, count) + self._beside.journal(notes)
-            _write_all(current.journal, _BLOCK.pack(len(block), zlib.crc32(block)) + block)
+            current.unsaid += _BLOCK.pack(len(block), zlib.crc32(block)) + block
+            self._tell_journal(current)
+
+    def _tell_journal(self, current: _Slice) -> None:
+        """The blocks that the journal does not have yet. Where that fails, it ends with its last whole block and has
+        the rest told next time: it is worth nothing to a slice that is completed."""
+        try:
+            _write_all(current.journal, current.unsaid)
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.ftruncate(current.journal, current.said)
+            return
+        current.said += len(current.unsaid)
+        current.unsaid.clear()
 
     def _finish(self) -> None:
         """Complete the slice. Until its last step succeeds, the slice stays open and this may be tried again."""
@@ -462,6 +523,11 @@ class PcapRing:
         if self._drop:
             self._paused = True
             return
+        if self._wait:
+            raise StorageWaits(
+                f"directory {self._directory}: {_megabytes(free)} free, the floor is "
+                f"{_megabytes(self._min_free_bytes)}; free some space, or lower the floor"
+            )
         with contextlib.suppress(OSError):
             self._finish_what_is_stored()
         raise OutputError(
@@ -575,7 +641,7 @@ def _megabytes(size: int) -> str:
     return f"{size / 1e6:.1f} MB"
 
 
-def _write_all(fd: int, data: bytes) -> None:
+def _write_all(fd: int, data: bytes | bytearray) -> None:
     if os.write(fd, data) != len(data):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
