@@ -63,6 +63,9 @@ LIES = {
     "a ledger of the year 10^20": (
         "ledger", (SEEDS / "ledger/small").read_bytes().replace(b'"last_ts_ns": 2', b'"last_ts_ns": 1' + b"0" * 29),
     ),
+    "a byte codec of infinite packets": (
+        "byte_codec", (SEEDS / "byte_codec/small").read_bytes().replace(b'"packet_bytes":94', b'"packet_bytes":1e999'),
+    ),
     "merges that are no pairs": (
         "import_tokenizer", (SEEDS / "import_tokenizer/bpe").read_bytes().replace(b'"1 0"', b"0"),
     ),

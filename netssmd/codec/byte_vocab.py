@@ -213,7 +213,7 @@ class ByteVocabulary:
                 bool(value["conditioned"]),
                 Timing.from_json(value.get("timing", {})),
             )
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, AttributeError, OverflowError) as error:
             raise ValueError(f"the codec's section is damaged: {error!r}") from None
         if value.get("size") != vocabulary.size or value.get("rows") != vocabulary.rows:
             raise ValueError(
