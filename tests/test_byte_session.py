@@ -17,6 +17,7 @@ from netssmd.commands.generate import command
 from netssmd.commands.run import _open
 from netssmd.daemon.config import parse as parse_config
 from netssmd.daemon.service import serve
+from netssmd.engine import snapshot
 from netssmd.engine.byte_options import ByteOptions, gaps_of_capture
 from netssmd.engine.opening import OpenModel, Prompt, open_model
 from netssmd.engine.plan import address_plan
@@ -180,6 +181,28 @@ def test_gaps_of_a_capture(folder: Path, tmp_path: Path) -> None:
     for bad, message in ((write(tmp_path / "one.pcap", talk()[:1]), "less than two"), (tmp_path / "no", "cannot be")):
         with pytest.raises(CaptureError, match=message):
             gaps_of_capture(bad)
+
+
+def test_a_snapshot_goes_on_as_the_session_itself(folder: Path, tmp_path: Path) -> None:
+    """Everything that a byte session consists of: repetition, flows, hosts, gaps of each kind, half a packet."""
+    sampled = ByteOptions(gaps_of_capture(write(tmp_path / "t.pcap", talk(step_ns=3_000))), 1.8, 300)
+    for options in (ByteOptions(), sampled):
+        opened = open_model(str(folder), options=options)
+        tokens = [*talking(opened).tokens[:-1], opened.vocabulary.end]
+        plan = address_plan()
+        prompt = Prompt(tokens[:200], (), 0, 2, (5, 6, 7))
+        session = opened.session(INFO, plan, prompt=prompt)
+        for token in tokens[:400]:
+            session.advance(token)
+        named = snapshot.named_things(opened.vocabulary, plan)
+        copied = snapshot.unpack(snapshot.pack(snapshot.copy(session, named)))
+        other = snapshot.restore_session(copied, named)
+        assert other.decoder is not session.decoder and other.row() == session.row()
+        for token in tokens[400:]:
+            assert other.factors() == session.factors()
+            a, b = session.advance(token), other.advance(token)
+            assert (a is None) == (b is None) and (a is None or a[:3] == b[:3])
+        assert other.reason == session.reason == "end" and other.packets == session.packets == len(talk())
 
 
 # ---- generate ------------------------------------------------------------------------------------------------------

@@ -36,7 +36,7 @@ DNS = bytes.fromhex("123401000001000000000000") + b"\x07example\x03com\0\0\x01\0
 
 
 def gaps() -> SampledGaps:
-    return SampledGaps([1_000], Stream(1))
+    return SampledGaps(Timing([1_000]), Stream(1))
 
 
 def encoder(packets, packet_bytes: int = 94, framed: bool = True, protocols: tuple[str, ...] = ()) -> ByteEncoder:

@@ -59,7 +59,7 @@ def test_counts_come_back_from_json_and_add_up() -> None:
 
 
 def test_the_papers_way_and_a_prompts_own() -> None:
-    gaps = RecordedGaps([5, 6], SampledGaps([100, 200, 300], Stream(1)))
+    gaps = RecordedGaps([5, 6], SampledGaps(Timing([100, 200, 300]), Stream(1)))
     drawn = [gaps.gap_ns(i % 2, i) for i in range(302)]
     assert drawn[:2] == [5, 6]
     assert set(drawn[2:]) == {100, 200, 300}

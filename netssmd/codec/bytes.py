@@ -161,6 +161,12 @@ class ByteDecoder:
     packets that were generated with a wrong IP checksum. silent: ended because no packet came for too long.
     """
 
+    __slots__ = (
+        "_bytes", "_flows", "_frame", "_frame_len", "_hosts", "_patience", "_since", "_told", "_wrong", "ended",
+        "features", "gaps", "hi", "identities", "keep_body", "lo", "malformed", "mtu", "packets", "raw", "silent",
+        "stale", "vocabulary",
+    )  # fmt: skip
+
     def __init__(
         self,
         vocabulary: ByteVocabulary,

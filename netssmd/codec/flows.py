@@ -29,6 +29,8 @@ def flow_key(headers: Headers) -> FlowKey | None:
 class FlowTable:
     """Numbers flows as they appear."""
 
+    __slots__ = ("_flows", "max_flows", "opened")
+
     def __init__(self, max_flows: int = MAX_FLOWS) -> None:
         self.max_flows: int = max_flows
         self.opened: int = 0

@@ -49,9 +49,11 @@ def class_of(direction: int, size: int) -> int:
 
 
 class Timing:
-    """Counts of gaps by label, class and bin. `counts[label][class]` is {bin: count}."""
+    """Counts of gaps by label, class and bin. `counts[label][class]` is {bin: count}. `sampled_ns`: the gaps of a
+    capture, where one was given to draw from; they are not stored."""
 
-    def __init__(self) -> None:
+    def __init__(self, sampled_ns: Sequence[int] = ()) -> None:
+        self.sampled_ns: Sequence[int] = sampled_ns
         self.counts: dict[str, list[dict[int, int]]] = {}
 
     def observe(self, label: str, direction: int, size: int, gap_ns: int) -> None:
@@ -121,12 +123,18 @@ def _added(tables: Sequence[dict[int, int]]) -> dict[int, int]:
 class FittedGaps:
     """Draws from a `Timing`, for one session's label."""
 
+    __slots__ = ("_label", "_members", "_running", "_stream", "_timing")
+
     def __init__(self, timing: Timing, label: str, stream: Random) -> None:
+        self._timing: Timing = timing
+        self._label: str = label
         self._stream: Random = stream
-        self._members: list[list[int]] = []
+        self._members: list[list[int]] = []  # by class; made when first asked for
         self._running: list[list[float]] = []
+
+    def _add_up(self) -> None:
         for which in range(CLASSES):
-            bins = timing.bins(label, which)
+            bins = self._timing.bins(self._label, which)
             members = sorted(bins)
             running: list[float] = []
             total = 0
@@ -137,6 +145,8 @@ class FittedGaps:
             self._running.append(running)
 
     def gap_ns(self, direction: int, size: int) -> int:
+        if not self._members:
+            self._add_up()
         which = class_of(direction, size)
         members = self._members[which]
         if not members:
@@ -149,16 +159,21 @@ class FittedGaps:
 class SampledGaps:
     """The paper's way: any gap of a capture, each time anew, whatever the packet."""
 
-    def __init__(self, gaps_ns: Sequence[int], stream: Random) -> None:
-        self._gaps_ns: Sequence[int] = gaps_ns
+    __slots__ = ("_stream", "_timing")
+
+    def __init__(self, timing: Timing, stream: Random) -> None:
+        self._timing: Timing = timing
         self._stream: Random = stream
 
     def gap_ns(self, direction: int, size: int) -> int:
-        return self._gaps_ns[self._stream.below(len(self._gaps_ns))]
+        gaps_ns = self._timing.sampled_ns
+        return gaps_ns[self._stream.below(len(gaps_ns))]
 
 
 class RecordedGaps:
     """A prompt's own gaps, in order, then those of another source."""
+
+    __slots__ = ("_after", "_at", "_gaps_ns")
 
     def __init__(self, gaps_ns: Sequence[int], after: Gaps) -> None:
         self._gaps_ns: Sequence[int] = gaps_ns

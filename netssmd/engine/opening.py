@@ -155,8 +155,8 @@ class OpenModel:
         options = self.options
         stream = Stream(derive(info.seed, "timing"))
         gaps: Gaps = FittedGaps(vocabulary.timing, info.label, stream)
-        if options.gaps_ns:
-            gaps = SampledGaps(options.gaps_ns, stream)
+        if vocabulary.timing.sampled_ns:
+            gaps = SampledGaps(vocabulary.timing, stream)
         if prompt is not None and prompt.gaps_ns:
             gaps = RecordedGaps(prompt.gaps_ns, gaps)
         raw = options.raw
@@ -237,6 +237,8 @@ def open_model(
             f"{name}: a model of the context codec, which has its own timing; timing captures, repetition penalties "
             "and raw bytes are for models of the byte codec"
         )
+    if isinstance(vocabulary, ByteVocabulary):
+        vocabulary.timing.sampled_ns = options.gaps_ns
     sampling = Sampling(top_k=top_k, top_p=top_p)
     return OpenModel(folder, name, model_hash(folder), vocabulary, kind, sampling, weights, options, _resets(folder))
 

@@ -12,6 +12,8 @@ from __future__ import annotations
 class Repetition:
     """One session's. penalty: above 1; window: tokens looked back, 0 for all."""
 
+    __slots__ = ("_at", "_counts", "_recent", "factors", "penalty", "window")
+
     def __init__(self, size: int, penalty: float, window: int = 0) -> None:
         self.penalty: float = penalty
         self.window: int = window

@@ -37,15 +37,20 @@ from typing import Any, Final, TypeAlias
 
 import msgspec
 
+from netssmd.codec.byte_vocab import ByteVocabulary
+from netssmd.codec.bytes import ByteDecoder
 from netssmd.codec.context import Context, Flow, Host, Service, Side
 from netssmd.codec.decoder import Decoder, Recorded
+from netssmd.codec.flows import FlowTable
 from netssmd.codec.kinds import KINDS
+from netssmd.codec.timing import FittedGaps, RecordedGaps, SampledGaps, Timing
 from netssmd.codec.vocab import Stack, Vocabulary
 from netssmd.engine.anomalies import Planter
 from netssmd.engine.guide import Guide
 from netssmd.engine.identities import FreshIdentities
 from netssmd.engine.mix import Arrivals, RateCap
 from netssmd.engine.plan import AddressPlan
+from netssmd.engine.repetition import Repetition
 from netssmd.engine.sampling import Stream
 from netssmd.engine.session import FiveTuple, Limits, Session, SessionInfo, Temperatures
 from netssmd.errors import SnapshotError
@@ -72,7 +77,18 @@ _PLAIN: Final = frozenset({type(None), bool, int, float, str, bytes})
 
 
 def _blank_session(named: Named) -> Session:
-    return Session(_INFO, _blank_decoder(named), Stream(0), [], 0, render)
+    byte = isinstance(named["vocabulary"], ByteVocabulary)
+    return Session(_INFO, _blank_bytes(named) if byte else _blank_decoder(named), Stream(0), [], 0, render)
+
+
+def _blank_bytes(named: Named) -> ByteDecoder:
+    vocabulary = named["vocabulary"]
+    assert isinstance(vocabulary, ByteVocabulary)
+    return ByteDecoder(vocabulary, _blank_gaps())
+
+
+def _blank_gaps() -> FittedGaps:
+    return FittedGaps(Timing(), "", Stream(0))
 
 
 def _blank_decoder(named: Named) -> Decoder:
@@ -114,6 +130,12 @@ KEPT: Final = (
     Kept(Stream, lambda named: Stream(0), caches=frozenset(("_block", "_block_from"))),
     Kept(Decoder, _blank_decoder),
     Kept(Recorded, lambda named: Recorded([])),
+    Kept(ByteDecoder, _blank_bytes),
+    Kept(FlowTable, lambda named: FlowTable()),
+    Kept(FittedGaps, lambda named: _blank_gaps(), caches=frozenset(("_members", "_running"))),
+    Kept(SampledGaps, lambda named: SampledGaps(Timing(), Stream(0))),
+    Kept(RecordedGaps, lambda named: RecordedGaps([], _blank_gaps())),
+    Kept(Repetition, lambda named: Repetition(1, 1.0)),
     Kept(FreshIdentities, _blank_identities),
     Kept(Context, lambda named: _blank_decoder(named).context),
     Kept(Host, lambda named: Host(4, b"", b"")),
@@ -172,12 +194,14 @@ def layout() -> Layout:
     return {shape.name: list(shape.attributes) for shape in _SHAPES.values()}
 
 
-def named_things(vocabulary: Vocabulary, plan: AddressPlan) -> dict[str, object]:
+def named_things(vocabulary: Vocabulary | ByteVocabulary, plan: AddressPlan) -> dict[str, object]:
     """What sessions refer to but do not own, by name."""
     writers = {f"writer {row[0].__name__}": row[0] for row in WRITERS.values()}
     plans = {f"plan {label}": plan.for_label(label) for label in vocabulary.labels}
+    timing = {"timing": vocabulary.timing} if isinstance(vocabulary, ByteVocabulary) else {}
     return {
         **plans,
+        **timing,
         "vocabulary": vocabulary,
         "plan": plan,
         **{f"plan of {pattern}": own for pattern, own in plan.labels},
@@ -205,9 +229,9 @@ def restore(value: Value, named: Named, layout: Layout | None = None) -> Any:
 def restore_session(value: Value, named: Named, layout: Layout | None = None) -> Session:
     """A session from its copy. Raises SnapshotError also for one that could not take a step."""
     session = restore(value, named, layout)
-    if type(session) is not Session or type(session.decoder) is not Decoder:
+    if type(session) is not Session or type(session.decoder) not in (Decoder, ByteDecoder):
         raise SnapshotError(f"a session was expected where a {type(session).__name__} stands")
-    decoder = session.decoder
+    decoder: Any = session.decoder
     try:
         rows = session.row()
         fits = 0 <= decoder.lo < decoder.hi <= decoder.vocabulary.size and all(
