@@ -122,6 +122,7 @@ PANELS: dict[str, tuple[Panel, ...]] = {
         Panel("Snapshots that failed", "timeseries", "cps",
               (per_second("netssmd_snapshots_failed_total"),), 6),
         Panel("Events", "timeseries", "cps", (per_second("netssmd_events_total", "kind"),), 12),
+        Panel("Broker", "timeseries", "none", (gauge("netssmd_broker_connected", "connected"),), rare=True),
         Panel("TAP frames", "timeseries", "pps", (per_second("netssmd_tap_frames_total", "tap"),), rare=True),
         Panel("TAP drops", "timeseries", "pps", (per_second("netssmd_tap_dropped_total", "tap, drop"),),
               rare=True),

@@ -192,6 +192,16 @@ METRICS: dict[str, tuple[Row, ...]] = {
         Row("netssmd_disk_floor_bytes", "gauge", (), "Free space that is left alone: `output.free_disk`.",
             lambda s: {(): s.config.output.free_disk} if s.ring else {}),
     ),
+    "Broker": (
+        Row("netssmd_broker_connected", "gauge", (), "1 while the MQTT broker is connected; missing without one.",
+            lambda s: {(): int(s.node.state.state == "connected")} if s.node else {}),
+        Row("netssmd_broker_connections", "counter", (), "Times that it was connected to.",
+            lambda s: {(): s.node.state.connections} if s.node else {}),
+        Row("netssmd_broker_published", "counter", (), "Messages published.",
+            lambda s: {(): s.node.state.published} if s.node else {}),
+        Row("netssmd_broker_requests", "counter", (), "Requests answered.",
+            lambda s: {(): s.node.state.requests} if s.node else {}),
+    ),
     "Process": (
         Row("netssmd_events", "counter", ("kind",), "Events told.", lambda s: s.events.emitted),
         Row("netssmd_build_info", "gauge", ("version", "model", "backend"), "Always 1.", lambda s: {s.build_info(): 1}),
