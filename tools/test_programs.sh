@@ -8,7 +8,7 @@
 set -u
 
 PROGRAMS="tshark:tshark capinfos:wireshark-common tcpdump:tcpdump ip:iproute2 tcpreplay:tcpreplay mosquitto:mosquitto
-  mosquitto_pub:mosquitto-clients promtool:prometheus chromium:chromium systemd-analyze:systemd
+  mosquitto_pub:mosquitto-clients openssl:openssl promtool:prometheus chromium:chromium systemd-analyze:systemd
   systemd-nspawn:systemd-container"
 # Not in every release's own suite: the suite of backports, from the same sources, has it.
 BACKPORTED="suricata:suricata"
