@@ -43,7 +43,8 @@ def slices(folder: Path) -> Path:
     for number, packets in enumerate(says, 1):
         book.clear()
         for session, second, flow, direction, *sizes in packets:
-            book.observe(session, T0 + second * SECOND + 1234, flow, direction, sizes[0], (), *sizes[1:])
+            found = ("retransmission",) if second in (0, 10, 21) else ()
+            book.observe(session, T0 + second * SECOND + 1234, flow, direction, sizes[0], found, *sizes[1:])
         if number == 3:
             book.end(WEB)
         with open(folder / f"netssmd_{number:05d}_20260131235900.jsonl", "wb") as file:
@@ -68,7 +69,8 @@ def test_csv_has_one_row_for_a_flow_over_several_slices(tmp_path: Path, capsys: 
         "orig_packets": "4", "resp_packets": "3", "orig_bytes": "789", "resp_bytes": "1654", "orig_ip_bytes": "733",
         "resp_ip_bytes": "1612",
         "orig_payload_bytes": "517", "resp_payload_bytes": "1448", "history": "ShADdfF", "conn_state": "SF",
-        "session_complete": "1", "rtt_ms": "20.0", "rate_mbit": "", "loss_pct": "", "seed": "9", "model_hash": "ab",
+        "findings": "3", "planted": "0", "session_complete": "1", "rtt_ms": "20.0", "rate_mbit": "",
+        "loss_pct": "", "seed": "9", "model_hash": "ab",
     }  # fmt: skip
     assert rows[2]["session_complete"] == "0" and said == "5 flows of 3 ledgers\n"
 

@@ -131,6 +131,8 @@ CSV: Final = (
     Column("resp_payload_bytes", lambda c: c.flow.payload_bytes[1]),
     Column("history", lambda c: c.flow.history),
     Column("conn_state", lambda c: conn_state(c.flow.history, c.flow.proto)),
+    Column("findings", lambda c: sum(c.flow.findings.values())),
+    Column("planted", lambda c: len(c.flow.planted)),
     Column("session_complete", lambda c: int(c.complete)),
     Column("rtt_ms", _condition("rtt_ms")),
     Column("rate_mbit", _condition("rate_mbit")),

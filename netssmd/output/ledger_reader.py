@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import gzip
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -49,6 +50,8 @@ class Connection:
         flow.first_ts_ns = min(flow.first_ts_ns, row.first_ts_ns)
         flow.last_ts_ns = max(flow.last_ts_ns, row.last_ts_ns)
         flow.history += "".join(letter for letter in row.history if letter not in flow.history)
+        flow.findings = dict(Counter(flow.findings) + Counter(row.findings))
+        flow.planted = flow.planted + row.planted
 
 
 def _sum(a: Pair, b: Pair) -> Pair:
