@@ -31,7 +31,7 @@ def left_behind(directory: Path, packets: int = 40) -> tuple[Path, Path]:
         flow = (6, bytes(4), 1000 + i % 5, bytes(4), 80) if i % 7 else None
         ring.write(
             Packet(10**18 + i, bytes(60), 60),
-            (sessions[i % 3], 10**18 + i, flow, i % 2, 60, ("gap",) * (i % 4 == 0), 46, 6, 8),
+            (sessions[i % 3], 10**18 + i, flow, i % 2, 60, ("gap",) * (i % 4 == 0), 46, 6, 8, ""),
         )
         if i == 25:
             ledger.end(sessions[0])
