@@ -36,6 +36,8 @@ directory = "{folder}"
 mark = "reserved-bit"
 [metrics]
 port = 0
+[control]
+socket = "{folder}.sock"
 """
 
 
