@@ -222,6 +222,9 @@ def test_generate_from_a_prompt(folder: Path, tmp_path: Path) -> None:
     assert dealt.exit_code == 0
     hosts = {parse(*p[1:]).src[:2] for p in read(tmp_path / "dealt.pcap")}
     assert hosts == {bytes((198, 18)), bytes((198, 19))}
+    last = generate(*common[:-6], "--prompt-packets", 1, "--packets", 1, "--prompt-last", "--prompt-hosts", "keep",
+                    "--payload", "zero", "-o", tmp_path / "last.pcap")  # fmt: skip
+    assert last.exit_code == 0 and [p.data for p in read(tmp_path / "last.pcap")] == [talk()[-1].data]
     raw = generate(*common, "--raw", "-o", tmp_path / "raw.pcap")
     assert raw.exit_code == 0
     for packet, right in zip(read(tmp_path / "raw.pcap"), talk()):

@@ -29,6 +29,7 @@ OPTIONS = (
                  help="... if it was said within so many tokens. Default: ever."),
     click.option("--timing", type=click.Path(path_type=Path), metavar="FILE",
                  help="Byte codec: draw the gaps between packets from this capture's."),
+    click.option("--prompt-last", is_flag=True, help="The last packets of --prompt's capture, not the first."),
     click.option("--prompt-text", type=click.Path(path_type=Path), metavar="FILE",
                  help="Byte codec: go on from '<|label|> 188 34 ... <|pkt|> ...'; - is stdin."),
     click.option("--prompt-partial", is_flag=True, help="... whose last packet is not whole: go on inside it."),
@@ -54,6 +55,7 @@ class Asked:
     repetition_penalty: float | None
     repetition_window: int
     timing: Path | None
+    prompt_last: bool
     prompt_text: Path | None
     prompt_partial: bool
     raw: bool

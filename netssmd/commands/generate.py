@@ -15,7 +15,7 @@ import secrets
 import shutil
 import sys
 import tempfile
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -134,14 +134,14 @@ def command(
         payload,
         _start_ns(start),
         parse_duration_ns(spacing),
-        read_prompt(opened, prompt, prompt_packets) if prompt else asked.text_prompt(opened, names),
+        read_prompt(opened, prompt, prompt_packets, asked.prompt_last) if prompt else asked.text_prompt(opened, names),
         prompt_hosts == "keep",
         chosen_rate(pps, mbps, multiplier, topspeed),
         guide,
     )
     count = min(threads or len(os.sched_getaffinity(0)), job.sessions)
     outcomes = target.write(job, count)
-    _tell(job, outcomes, output, packets is None)
+    _tell(job, outcomes, output, packets is None and asked.tokens is None)
     if job.rate:
         from netssmd.output.rate import actual_lines
 
@@ -172,14 +172,15 @@ def _start_ns(text: str) -> int:
     return (moment - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1) * 1000
 
 
-def read_prompt(opened: OpenModel, path: Path, count: int) -> Prompt:
-    """The first packets of a capture, encoded."""
+def read_prompt(opened: OpenModel, path: Path, count: int, last: bool = False) -> Prompt:
+    """The first packets of a capture (or the last ones), encoded."""
     from netssmd.errors import CaptureError
     from netssmd.packet.pcap import read_capture
 
     try:
         with open(path, "rb") as file:
-            prompt = opened.encode_prompt(islice(read_capture(file, str(path)), count))
+            packets = read_capture(file, str(path))
+            prompt = opened.encode_prompt(deque(packets, count) if last else islice(packets, count))
     except OSError as error:
         raise CaptureError(f"{path}: cannot be read: {error.strerror}") from None
     if not prompt.packets:
