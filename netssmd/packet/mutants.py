@@ -32,7 +32,7 @@ from netssmd.packet.compliance import (
 from netssmd.packet.wire import ACK, FIN, ICMP, IPV4, PSH, RST, SYN, TCP, UDP, Headers, network_header_len
 
 _FAR: Final = 100_000  # beyond what is in flight, within 2^31
-_FIELDS: Final = tuple(Headers.__slots__)
+_FIELDS: Final[tuple[str, ...]] = tuple(getattr(Headers, "__mypyc_attrs__", ()) or Headers.__slots__)
 
 Fits = Callable[[Headers, Flow | None, Side, Side], bool]
 Change = Callable[[Headers, Flow | None, Side, Side], None]
