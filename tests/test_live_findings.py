@@ -79,13 +79,13 @@ def test_metrics_ledger_and_events_say_what_check_says(tmp_path: Path) -> None:
     assert len(by_packet) > 5
     assert dict(service.output.counters.findings) == by_packet
 
-    flows = service.flow_findings()
+    flows = service.counters.flow_findings()
     # Another session's DNS answer may name a flow's responder in the capture.
     of_one_session = [f for f in FINDINGS if f.by_flow and f.name != "dns_before_connect"]
     assert {f.name: totals.in_flows[INDEX[f.name]] for f in of_one_session} == {
         f.name: flows[f.name] for f in of_one_session
     }
-    assert service.flows() == totals.endings and set(service.flows()) == set(ENDINGS)
+    assert service.counters.flows() == totals.endings and set(service.counters.flows()) == set(ENDINGS)
 
     sessions = ledger_sessions(tmp_path)
     in_sessions: Counter[str] = Counter()
@@ -109,7 +109,8 @@ def test_metrics_ledger_and_events_say_what_check_says(tmp_path: Path) -> None:
 def test_without_the_checker_nothing_is_counted_and_the_packets_are_the_same(tmp_path: Path) -> None:
     for name in ("with", "without"):
         service, _ = run(tmp_path / name, f"[compliance]\ncheck = {str(name == 'with').lower()}\n")
-    assert not service.output.counters.findings and not service.flows() and not service.events.emitted["finding"]
+    assert not service.output.counters.findings and not service.counters.flows()
+    assert not service.events.emitted["finding"]
     assert not any(session["findings"] for session in ledger_sessions(tmp_path / "without"))
     with_it, without = checked(tmp_path / "with"), checked(tmp_path / "without")
     assert with_it.in_packets == without.in_packets and with_it.packets == without.packets > 0

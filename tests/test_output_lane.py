@@ -8,9 +8,10 @@ from itertools import pairwise
 
 import pytest
 
-from netssmd.daemon import lanes
+from netssmd.daemon import output_lane
+from netssmd.daemon.board import LEAD_NS, Batch, Board
 from netssmd.daemon.clock import WallClock
-from netssmd.daemon.lanes import Board, OutputLane, Pacing, _Batch
+from netssmd.daemon.output_lane import LIVE_AS_IT_COMES, OutputLane, Pacing
 from netssmd.engine.mix import Arrivals, TrafficMix
 from netssmd.engine.session import OutPacket, SessionInfo
 from netssmd.output.ledger import SessionMeta
@@ -56,10 +57,10 @@ class Live(Keeping):
 class Setting:
     """A lane with a live sink and another one."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, pacing: Pacing = lanes.LIVE_AS_IT_COMES, speed: float = 1,
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, pacing: Pacing = LIVE_AS_IT_COMES, speed: float = 1,
                  live: bool = True) -> None:  # fmt: skip
         self.hands = Hands()
-        monkeypatch.setattr(lanes.time, "monotonic_ns", self.hands)
+        monkeypatch.setattr(output_lane.time, "monotonic_ns", self.hands)
         clock = None if pacing.rate else WallClock(self.hands, speed)
         self.start_ns = clock.now_ns() if clock else 1_000 * SECOND
         mix = TrafficMix({"web": 1.0}, {}, 1)
@@ -72,12 +73,12 @@ class Setting:
         """Packets at these session times, counted from the start, and the promise that nothing earlier comes."""
         info = SessionInfo(0, "web", {}, 1, self.start_ns)
         packets = [OutPacket(self.start_ns + t, bytes(size), size, info, 0, None, 0, 0) for t in times]
-        self.board.inbox.put(_Batch(packets, []))
+        self.board.inbox.put(Batch(packets, []))
         self.board.floors[0] = self.start_ns + times[-1] + 1
 
     def turn(self, by_ns: int = 0) -> None:
         self.hands.ns += by_ns
-        self.board.inbox.put(_Batch([], []))  # so that it does not wait
+        self.board.inbox.put(Batch([], []))  # so that it does not wait
         self.lane.turn()
 
 
@@ -107,7 +108,7 @@ def test_a_speed(monkeypatch: pytest.MonkeyPatch, speed: float) -> None:
     for _ in range(400):
         at.turn(5 * MS)
     assert at.file.dues == [begun_ns + int(i * 10 * MS / speed) for i in range(1, 101)]
-    assert at.board.lead_ns == int(lanes.LEAD_NS * speed)
+    assert at.board.lead_ns == int(LEAD_NS * speed)
 
 
 @pytest.mark.parametrize("kind", ["pps", "mbps"])

@@ -10,8 +10,11 @@ from pathlib import Path
 import pytest
 from test_service import FakeModel, captured, check_files, config
 
-from netssmd.daemon.lanes import Board, OutputLane, WallClock, _Batch
-from netssmd.daemon.service import Report, Service
+from netssmd.daemon.board import Batch, Board
+from netssmd.daemon.clock import WallClock
+from netssmd.daemon.output_lane import OutputLane
+from netssmd.daemon.report import Report
+from netssmd.daemon.service import Service
 from netssmd.engine.mix import Arrivals, TrafficMix
 from netssmd.engine.session import OutPacket, SessionInfo
 from netssmd.errors import NetssmdError
@@ -72,7 +75,7 @@ def test_held_packets_move_on_by_the_pause() -> None:
     start_ns = clock.now_ns()
     info = SessionInfo(0, "web", {}, 1, start_ns)
     times = [start_ns + i * 10 * MS for i in range(1, 11)]
-    shared.inbox.put(_Batch([OutPacket(t, bytes(60), 60, info, 0, None, 0, 0) for t in times], []))
+    shared.inbox.put(Batch([OutPacket(t, bytes(60), 60, info, 0, None, 0, 0) for t in times], []))
     shared.floors[0] = start_ns + 1_000 * MS
     hands.ns += 45 * MS
     lane.turn()
@@ -125,12 +128,12 @@ def test_the_daemon_pauses_and_goes_on_without_a_burst(tmp_path: Path, pace: str
             service.pause("operator")
             await asyncio.sleep(0.2)  # what was under way is over
             still.append(service.output.counters.total_packets)
-            steps = service.sum("steps")
+            steps = service.counters.sum("steps")
             await asyncio.sleep(0.5)
             service.resume("disk")
             await asyncio.sleep(0.1)
             still.append(service.output.counters.total_packets)
-            assert service.paused and service.sum("steps") == steps
+            assert service.paused and service.counters.sum("steps") == steps
             assert service.status().state == "paused" and service.status().pauses["operator"] > 0.7
             service.resume("operator")
             await asyncio.sleep(0.4)

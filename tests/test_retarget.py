@@ -14,8 +14,9 @@ from test_service import FakeModel, check_files, config
 
 from netssmd.daemon import retarget
 from netssmd.daemon.config import Config, parse
+from netssmd.daemon.report import Report
 from netssmd.daemon.retarget import RUNTIME, changed_keys, unfit
-from netssmd.daemon.service import Report, Service
+from netssmd.daemon.service import Service
 from netssmd.engine.session import Limits
 from netssmd.errors import UsageError
 
@@ -89,7 +90,7 @@ def test_sessions_on_request(tmp_path: Path) -> None:
 
     async def scenario() -> None:
         await asyncio.sleep(0.8)
-        assert retarget.room(service) == 2 and service.active() == {"label-0": 10, "label-1": 0}
+        assert retarget.room(service) == 2 and service.counters.active() == {"label-0": 10, "label-1": 0}
         assert await retarget.stop_sessions(service, names[5]) == 1
         assert await retarget.stop_sessions(service, "5-a99") == 0
         await asyncio.sleep(0.6)
@@ -111,7 +112,7 @@ def test_sessions_on_request(tmp_path: Path) -> None:
     rows = sessions_of(tmp_path)
     assert set(rows) == set(names) == {f"5-a{i}" for i in range(12)}
     assert all(rows[name]["packets"] == 5 and rows[name]["conditions"]["rtt_ms"] == 40.0 for name in names[:2])
-    assert service.ended()["label-0", "ordered"] == 10
+    assert service.counters.ended()["label-0", "ordered"] == 10
 
 
 def test_the_mix_stays_what_it_is_whatever_is_asked_for(tmp_path: Path) -> None:
@@ -125,7 +126,7 @@ def test_the_mix_stays_what_it_is_whatever_is_asked_for(tmp_path: Path) -> None:
 
         async def scenario() -> None:
             retarget.start_sessions(service, "label-0", asked, {}, Limits(packets=30))  # noqa: B023
-            while sum(service.ended().values()) < 16 + asked:  # noqa: B023
+            while sum(service.counters.ended().values()) < 16 + asked:  # noqa: B023
                 await asyncio.sleep(0.02)
             await asyncio.sleep(0.4)  # sessions end before their last packets leave
 
@@ -142,11 +143,11 @@ def test_mix_and_rate(tmp_path: Path) -> None:
 
     async def scenario() -> None:
         retarget.set_mix(service, {"label-1": 2.0, "label-0": 0.0})
-        before = service.started()["label-0"]
-        ended = sum(service.ended().values())
-        while sum(service.ended().values()) < ended + 20:
+        before = service.counters.started()["label-0"]
+        ended = sum(service.counters.ended().values())
+        while sum(service.counters.ended().values()) < ended + 20:
             await asyncio.sleep(0.02)
-        assert service.started()["label-0"] <= before + 1  # one may have been on its way
+        assert service.counters.started()["label-0"] <= before + 1  # one may have been on its way
         with pytest.raises(UsageError, match="weights are 0"):
             retarget.set_mix(service, {"label-1": 0.0})
         retarget.set_rate(service, 100.0)

@@ -24,7 +24,8 @@ import pytest
 from engine_fakes import FakeBackend, fake_session
 
 from netssmd.daemon.config import Config, parse
-from netssmd.daemon.service import Report, Service, serve
+from netssmd.daemon.report import Report
+from netssmd.daemon.service import Service, serve
 from netssmd.engine.plan import AddressPlan
 from netssmd.engine.session import Limits, Session, SessionInfo, Temperatures
 from netssmd.errors import ConfigError, OutputError
@@ -140,7 +141,7 @@ def test_a_model_too_slow_stretches_the_sessions_and_counts_it(tmp_path: Path) -
     service = Service(config(tmp_path, '[traffic]\nconcurrency = 4\nramp = "0s"\n'), model)
     report = asyncio.run(service.run(700_000_000))
     check_files(tmp_path, report)
-    assert service.sum("deficit_ns") > 100_000_000
+    assert service.counters.sum("deficit_ns") > 100_000_000
 
 
 def test_a_lane_that_dies_takes_the_daemon_down(tmp_path: Path) -> None:
@@ -257,8 +258,8 @@ def test_a_model_too_slow_drops_what_is_late_if_asked_and_tells_it(tmp_path: Pat
     service = Service(config(tmp_path, text), model)
     report = asyncio.run(service.run(1_500_000_000))
     check_files(tmp_path, report)
-    assert service.sum("deficit_ns") == 0 and report.late_dropped == service.late_dropped() > 0
-    assert sum(n for (_, reason), n in service.ended().items() if reason == "late") > 0
+    assert service.counters.sum("deficit_ns") == 0 and report.late_dropped == service.counters.late_dropped() > 0
+    assert sum(n for (_, reason), n in service.counters.ended().items() if reason == "late") > 0
     assert f"Deficit: {report.late_dropped} packets dropped as too late" in report.lines()
 
 

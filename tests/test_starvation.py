@@ -12,7 +12,7 @@ import pytest
 from engine_fakes import FakeBackend, fake_session
 from test_service import FakeModel, config
 
-from netssmd.daemon.lanes import OutputLane
+from netssmd.daemon.output_lane import OutputLane
 from netssmd.daemon.service import Service
 from netssmd.engine.batch import Batch, run_batch
 from netssmd.engine.scheduler import Scheduler

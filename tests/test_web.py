@@ -31,7 +31,7 @@ HOSTILE = "<img src=x onerror=document.title='owned'>"
 def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Service, str]]:
     with running(tmp_path_factory.mktemp("live"), ("ssh", HOSTILE)) as (service, url):
         deadline = time.monotonic() + 20
-        while service.output.counters.total_packets < 50 or not service.files_written():
+        while service.output.counters.total_packets < 50 or not service.counters.files_written():
             assert time.monotonic() < deadline
             time.sleep(0.05)
         yield service, url

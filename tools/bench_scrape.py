@@ -63,14 +63,14 @@ def main() -> None:
         thread.start()
         ready.wait()
         deadline = time.monotonic() + 60
-        while sum(service.active().values()) < options.sessions and time.monotonic() < deadline:
+        while sum(service.counters.active().values()) < options.sessions and time.monotonic() < deadline:
             time.sleep(0.1)
         time.sleep(options.seconds)
         made = registry(service)
         server = serve(service, "127.0.0.1", 0)
         text = generate_latest(made).decode()
         series = sum(not line.startswith("#") for line in text.splitlines())
-        print(f"{sum(service.active().values())} sessions live, {series} series, {len(text)} bytes")
+        print(f"{sum(service.counters.active().values())} sessions live, {series} series, {len(text)} bytes")
         print(f"exposition beside the running daemon: {milliseconds(lambda: generate_latest(made), 50)}")
         fetched = milliseconds(lambda: urllib.request.urlopen(server.url).read(), 50)
         print(f"fetched over HTTP beside it:          {fetched}")

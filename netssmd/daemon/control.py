@@ -224,7 +224,7 @@ async def _mix(service: Service, arguments: Arguments) -> Result:
 async def _rotate(service: Service, arguments: Arguments) -> Result:
     service.rotate()
     await service.order(service.output, lambda: None)  # orders are done one after the other: the rotation is over
-    return {"files": service.files_written()}
+    return {"files": service.counters.files_written()}
 
 
 async def _snapshot(service: Service, arguments: Arguments) -> Result:

@@ -18,7 +18,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from netssmd import __version__
-from netssmd.daemon.lanes import Asked, Board, EngineLane, OutputLane, Over
+from netssmd.daemon.board import Asked, Board, Over
+from netssmd.daemon.lanes import EngineLane
+from netssmd.daemon.output_lane import OutputLane
 from netssmd.daemon.snapshots import Cut, Saved, Store, frames
 from netssmd.engine import snapshot
 from netssmd.engine.mix import Arrivals

@@ -18,8 +18,8 @@ import msgspec
 from msgspec.structs import replace
 
 from netssmd.daemon.addresses import plan_of
+from netssmd.daemon.board import ASKED, Asked
 from netssmd.daemon.config import Config
-from netssmd.daemon.lanes import ASKED, Asked
 from netssmd.engine.mix import TrafficMix, draw_conditions
 from netssmd.engine.opening import nearest
 from netssmd.engine.sampling import Stream, derive
@@ -28,7 +28,8 @@ from netssmd.engine.session import ORDERED, Limits, SessionInfo
 from netssmd.errors import ConfigError, NetssmdError, UsageError
 
 if TYPE_CHECKING:
-    from netssmd.daemon.service import Model, Service
+    from netssmd.daemon.build import Model
+    from netssmd.daemon.service import Service
 
 log = logging.getLogger("netssmd")
 

@@ -4,7 +4,8 @@ The asyncio loop (uvloop where installed) is the control thread. It starts the e
 lanes.py), serves metrics, answers signals and tells systemd; it never touches a packet. HUP reads the configuration
 again (see retarget.py) and begins a new file, USR1 logs the counters, TERM and INT finish cleanly: what was due is
 written, files are closed and renamed; a second INT does not wait. A lane that dies takes the daemon down. Pauses have
-reasons, and last while there is any (see lanes.py).
+reasons, and last while there is any (see board.py). What the daemon consists of is made in build.py, its counters are
+read in counters.py.
 """
 
 from __future__ import annotations
@@ -19,132 +20,51 @@ import signal
 import sys
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from fractions import Fraction
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from netssmd import __version__
-from netssmd.codec.byte_vocab import ByteVocabulary
-from netssmd.codec.bytes import malformed_text
 from netssmd.codec.vocab import Vocabulary
-from netssmd.daemon import broker, retarget
+from netssmd.daemon import broker, build, retarget
 from netssmd.daemon.addresses import plan_of
-from netssmd.daemon.clock import Clock, WallClock
+from netssmd.daemon.board import Board, start_thread
+from netssmd.daemon.build import Model
+from netssmd.daemon.clock import Clock
 from netssmd.daemon.config import Config
 from netssmd.daemon.control_socket import ControlSocket
+from netssmd.daemon.counters import Counters
 from netssmd.daemon.events import Events
-from netssmd.daemon.histogram import Histogram
-from netssmd.daemon.keeper import Identity, Keeper, Written
-from netssmd.daemon.lanes import READY_NS, Board, EngineCounters, EngineLane, OutputLane, Pacing, start_thread
+from netssmd.daemon.keeper import Keeper, Written
+from netssmd.daemon.lanes import READY_NS, EngineLane
 from netssmd.daemon.notify import notify, reloading, status_seconds, watchdog_seconds
-from netssmd.daemon.snapshots import Store
+from netssmd.daemon.output_lane import OutputLane
+from netssmd.daemon.report import Report
 from netssmd.daemon.status import Rates, Status, line, status_of
 from netssmd.daemon.watchdog import Pulse, stuck
 from netssmd.engine import snapshot
-from netssmd.engine.anomalies import Planter
-from netssmd.engine.guide import Guide
 from netssmd.engine.mix import Arrivals, RateCap
-from netssmd.engine.plan import CLIENT, SERVER, AddressPlan
-from netssmd.engine.sampling import Stream, derive
-from netssmd.engine.scheduler import FOR_EVER, Backend, Scheduler
-from netssmd.engine.session import Limits, Session, SessionInfo, Temperatures
+from netssmd.engine.scheduler import FOR_EVER, Scheduler
+from netssmd.engine.session import Limits, Session, SessionInfo
 from netssmd.errors import ConfigError, NetssmdError, SnapshotError
 from netssmd.output.file_sink import FileSink
 from netssmd.output.ledger import Ledger, SessionMeta, is_attack
-from netssmd.output.pacer import BOUNDS_NS
 from netssmd.output.pcap_ring import PcapRing
-from netssmd.output.rate import Rate, actual_lines
 from netssmd.output.sink import Sink
-from netssmd.packet.compliance import Checker
 
 if TYPE_CHECKING:
     from netssmd.daemon.mqtt import Node
     from netssmd.daemon.web import MetricsServer
-    from netssmd.output.tap import TapPort, TapSink
+    from netssmd.output.tap import TapSink
 
 T = TypeVar("T")
-V = TypeVar("V")
 SECOND = 1_000_000_000
-MAX_FLOWS = 1024  # that a session's checker keeps in mind: as many as its codec does
 SWITCH_SECONDS = 0.0005  # the interpreter's turn between engine threads: a step is shorter than Python's usual 5 ms
 FORCED = 130
 FAREWELL_SECONDS = 3.5
 STORAGE = "storage"  # the reason of pauses while captures cannot be written
 
 log = logging.getLogger("netssmd")
-
-
-class Model(Protocol):
-    """What the daemon needs of engine.opening.OpenModel."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def hash(self) -> str: ...
-    @property
-    def labels(self) -> tuple[str, ...]: ...
-    @property
-    def vocabulary(self) -> Vocabulary | ByteVocabulary: ...
-    def backend(self, slots: int) -> Backend: ...
-    def temperatures(self, default: float, by_field: dict[str, float]) -> Temperatures: ...
-    def guide(self, label: str) -> Guide: ...
-    def session(
-        self, info: SessionInfo, plan: AddressPlan, limits: Limits, temperatures: Temperatures, snaplen: int,
-        *, payload: str,
-    ) -> Session: ...  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class Report:
-    """What a run came to."""
-
-    packets: int
-    bytes: int
-    seconds: float
-    files: int
-    dropped: int
-    sessions: int
-    taps: Mapping[str, Mapping[str, int]] = field(default_factory=dict)  # frames dropped, by device and reason
-    malformed: dict[str, int] = field(default_factory=dict)
-    deficit_ns: int = 0  # how far session clocks were moved, summed
-    slipped_ns: int = 0  # how far the whole stream was
-    late_dropped: int = 0
-    guide: Guide | None = None
-
-    def lines(self) -> list[str]:
-        """The closing lines, in tcpreplay's style (Mbps = 10^6 bits a second)."""
-        lines = [*actual_lines(self.packets, self.bytes, self.seconds), *self._deficits()]
-        if self.guide is not None:
-            lines.append(self.guide.line(self.packets))
-        if self.malformed:
-            lines.append(f"Malformed: {malformed_text(self.malformed)}")
-        return lines
-
-    def _deficits(self) -> list[str]:
-        """What generation or this machine was too slow for."""
-        parts = []
-        if self.deficit_ns > SECOND // 10:
-            parts.append(f"sessions moved on by {self.deficit_ns / 1e9:.1f} s in sum")
-        if self.slipped_ns:
-            parts.append(f"the stream by {self.slipped_ns / 1e9:.2f} s")
-        if self.late_dropped:
-            parts.append(f"{self.late_dropped} packets dropped as too late")
-        return [f"Deficit: {', '.join(parts)}"] if parts else []
-
-
-def thread_count(wanted: int) -> int:
-    """Engine threads: as many as wanted, or one for each core that this process may use."""
-    return wanted or len(os.sched_getaffinity(0))
-
-
-def backend_name(backend: Backend) -> str:
-    """Such as "cpu avx512", for people and metrics."""
-    name = type(backend).__name__.removesuffix("Backend").lower()
-    isa = getattr(backend, "isa", "")
-    return f"{name} {isa}" if isa else name
 
 
 class Service:
@@ -159,13 +79,12 @@ class Service:
         self.model = model
         self.load = load
         self.backend_name: str = engine.backend
-        kept = config.snapshot.enabled and isinstance(model.vocabulary, Vocabulary)  # sessions of byte models are not
-        self.keeper: Keeper | None = self._open_keeper() if kept else None
+        self.keeper: Keeper | None = build.keeper(config, model)
         resumed = self.keeper.find(self._named, fresh) if self.keeper else None
         self.seed = resumed.seed if resumed else traffic.seed or secrets.randbits(32) + 1
         self.mix = retarget.mix_of(config, model.labels, self.seed)
         self.slots = retarget.slots_of(config)
-        self.threads = min(thread_count(engine.threads), traffic.concurrency or self.slots)
+        self.threads = min(build.thread_count(engine.threads), traffic.concurrency or self.slots)
         self.plan = plan_of(config.addresses, self.seed, mark=config.output.mark)
         self.limits = Limits(traffic.session_packets, int(traffic.session_duration))
         self.temperatures = model.temperatures(traffic.temperature, traffic.temperatures)
@@ -175,6 +94,7 @@ class Service:
         self._resumed: dict[int, dict[str, Any]] = {}  # what the ledger says of sessions of an earlier run
         self.lanes: list[EngineLane] = []
         self.output: OutputLane
+        self.counters: Counters
         self.board: Board
         self.ring: PcapRing | None = None
         self.tap: TapSink | None = None
@@ -192,12 +112,6 @@ class Service:
         assert isinstance(self.model.vocabulary, Vocabulary)
         return snapshot.named_things(self.model.vocabulary, plan_of(self.config.addresses, seed))
 
-    def _open_keeper(self) -> Keeper:
-        config = self.config
-        directory = config.snapshot.directory or Path(config.output.directory) / ".snapshots"
-        store = Store(Path(directory), config.output.basename, config.snapshot.keep, config.snapshot.max_size)
-        return Keeper(store, Identity(self.model.hash, config.engine.pace, config.traffic.seed))
-
     # --- building
     # ------------------------------------------------------------------------------------------------------
 
@@ -207,9 +121,9 @@ class Service:
         self.slots = max(self.slots, len(resumed.sessions) if resumed else 0)
         share = -(-self.slots // self.threads) + 1  # slots of each engine thread
         backend = self.model.backend(share * self.threads)
-        self.backend_name = backend_name(backend)
+        self.backend_name = build.backend_name(backend)
         sinks = self._open_sinks()
-        clock = self._open_clock(resumed.session_ns if resumed else 0)
+        clock = build.clock(config, resumed.session_ns if resumed else 0)
         start_ns = clock.now_ns() if clock else resumed.session_ns if resumed else time.time_ns()
         traffic = config.traffic
         arrivals = Arrivals(
@@ -231,7 +145,8 @@ class Service:
             scheduler = Scheduler(backend, config.engine.group, cap, slots)
             self.lanes.append(EngineLane(index, self.board, scheduler, self._open_session, self._session_ended))
         live = [self.tap] if self.tap else []
-        self.output = OutputLane(self.board, sinks, self._describe, self._found, live, self._pacing())
+        self.output = OutputLane(self.board, sinks, self._describe, self._found, live, build.pacing(config))
+        self.counters = Counters(self.lanes, self.output, self.ring, self.tap)
         if self.keeper:
             self._begin_keeping(self.keeper)
 
@@ -251,80 +166,33 @@ class Service:
             for session in sessions:
                 self._ledger.cut(session, snapshot_id)
 
-    def _open_clock(self, session_ns: int) -> Clock | None:
-        """Session time at live pace; at top speed, or by a metronome, it is as far as packets are made."""
-        pacing = self.config.pacing
-        if pacing.pps or pacing.mbps or self.config.engine.pace == "topspeed":
-            return None
-        return WallClock(speed=self.speed, session_ns=session_ns)
-
-    @property
-    def speed(self) -> Fraction:
-        """Session time by real time, at live pace."""
-        return Rate.of("multiplier", self.config.pacing.multiplier).value
-
-    def _pacing(self) -> Pacing:
-        pacing = self.config.pacing
-        rate = Rate.of("pps", pacing.pps) if pacing.pps else Rate.of("mbps", pacing.mbps) if pacing.mbps else None
-        return Pacing(rate, self._late_ns, pacing.catch_up)
-
-    @property
-    def _late_ns(self) -> int:
-        """Beyond which packets are dropped; -1: nowhere."""
-        drops = self.config.pacing.deficit == "drop" and self.config.engine.pace == "live"
-        return self.config.pacing.late if drops else -1
-
     def _end_ns(self, start_ns: int, duration_ns: int, clock: Clock | None) -> int:
         """In session time; by a metronome the duration is real time, and a timer ends it."""
         if not duration_ns:
             return FOR_EVER
-        if self._pacing().rate:
+        if build.pacing(self.config).rate:
             self._loop.call_later(duration_ns / SECOND, self.stop)
             return FOR_EVER
         return start_ns + (clock.span_ns(duration_ns) if clock else duration_ns)
 
     def rate_cap(self, packets_per_second: float) -> RateCap:
         """One engine's share of a cap over all sessions, which is in real time."""
-        return RateCap(packets_per_second / self.threads / float(self.speed))
+        return RateCap(packets_per_second / self.threads / float(build.speed(self.config)))
 
     def _open_sinks(self) -> list[Sink]:
         """The sinks that are not live, and `tap`."""
-        sinks: list[Sink] = []
-        tap, pacing = self.config.tap, self.config.pacing
-        if tap.name:
-            from netssmd.output.tap import Sides, TapOptions, open_taps
+        self.tap = build.taps(self.config, self.plan)
+        if not self.config.output.files:
+            return []
+        self._ledger = Ledger(self.model.name, self.model.hash, self.config.output.snaplen)
+        self.ring = build.ring(self.config, self._ledger, self._slice_closed)
+        return [FileSink(self.ring, self._ledger, self._storage_waits, self._lost_files)]
 
-            sides = Sides(*(self.plan.networks(role) for role in (CLIENT, SERVER))) if tap.server_name else None
-            realtime = pacing.realtime if self.config.engine.pace == "live" else 0
-            wait = tap.when_down == "wait"
-            options = TapOptions(tap.create, tap.mtu, tap.netns, realtime, self._late_ns, wait)
-            self.tap = open_taps(tap.names, options, sides)
-        if self.config.output.files:
-            self.ring = self._open_ring()
-            sinks.append(FileSink(self.ring, self._ledger, self._storage_waits, self._lost_files))
-        return sinks
+    def _slice_closed(self, name: str, packets: int, size: int) -> None:
+        self.events.emit("slice-closed", capture=name, packets=packets, bytes=size)
 
     def _tap_outage(self, name: str, is_down: bool) -> None:
         (self.pause if is_down else self.resume)(f"TAP {name}")
-
-    def _open_ring(self) -> PcapRing:
-        output = self.config.output
-        self._ledger = Ledger(self.model.name, self.model.hash, output.snaplen)
-        return PcapRing(
-            output.directory,
-            output.basename,
-            max_bytes=output.slice_size or None,
-            max_seconds=output.slice_duration / SECOND or None,
-            max_packets=output.slice_packets or None,
-            max_files=output.ring_files or None,
-            snaplen=output.snaplen,
-            min_free_bytes=output.free_disk,
-            on_full="wait",
-            beside=self._ledger if output.ledger else None,
-            on_complete=lambda name, packets, size: self.events.emit(
-                "slice-closed", capture=name, packets=packets, bytes=size
-            ),
-        )
 
     def _storage_waits(self, why: str) -> None:
         """The captures cannot be written: nothing is made until they can."""
@@ -342,19 +210,8 @@ class Service:
     def _open_session(self, info: SessionInfo) -> Session:
         log.debug("session %d starts: %s %s", info.number, info.label, info.conditions)
         self.events.emit("session-started", session=self.session_id(info), label=info.label, conditions=info.conditions)
-        output = self.config.output
-        snaplen = 0 if self.tap else output.snaplen  # a wire takes whole frames; the ring cuts for itself
         limits = self.board.asked_limits.pop(info.number, self.limits)
-        session = self.model.session(info, self.plan, limits, self.temperatures, snaplen, payload=output.payload)
-        if self.config.compliance.check:
-            session.checker = Checker(max_flows=MAX_FLOWS)
-        session.late_ns = int(self._late_ns)
-        if self.config.compliance.mode == "guide":
-            session.guide = self.model.guide(info.label)
-        if self.config.compliance.anomalies:
-            stream = Stream(derive(info.seed, "anomalies"))
-            session.planter = Planter(self.config.compliance.anomalies, stream, MAX_FLOWS)
-        return session
+        return build.session(self.config, self.model, info, self.plan, limits, self.temperatures)
 
     def _found(self, finding: str, meta: SessionMeta) -> None:
         self.events.emit("finding", finding=finding, session=meta.id, label=meta.label)
@@ -646,84 +503,6 @@ class Service:
     def _log_counters(self) -> None:
         log.info(line(self.status()))
 
-    # --- reading the counters
-    # ------------------------------------------------------------------------------------------
-
-    def sum(self, name: str) -> int:
-        """Sum of an engine counter over the lanes."""
-        return sum(int(getattr(lane.counters, name)) for lane in self.lanes)
-
-    def total(self, name: str) -> Histogram:
-        """Sum of an engine histogram over the lanes."""
-        first: Histogram
-        first, *others = (getattr(lane.counters, name) for lane in self.lanes)
-        return sum(others, first)
-
-    def _merged(self, of: Callable[[EngineCounters], dict[str, int]]) -> dict[str, int]:
-        total: Counter[str] = Counter()
-        for lane in self.lanes:
-            total.update(of(lane.counters).copy())
-        return dict(total)
-
-    def active(self) -> dict[str, int]:
-        """Live sessions by label."""
-        return self._merged(lambda c: c.active)
-
-    def started(self) -> dict[str, int]:
-        """Sessions started by label."""
-        return self._merged(lambda c: c.started)
-
-    def ended(self) -> dict[tuple[str, str], int]:
-        """Sessions ended by (label, reason)."""
-        total: Counter[tuple[str, str]] = Counter()
-        for lane in self.lanes:
-            total.update(lane.counters.ended.copy())
-        return dict(total)
-
-    def flows(self) -> dict[str, int]:
-        """TCP flows concluded, by ending."""
-        return self._merged(lambda c: c.flows)
-
-    def flow_findings(self) -> dict[str, int]:
-        """TCP flows concluded that have a finding, by its name."""
-        return self._merged(lambda c: c.flow_findings)
-
-    def malformed(self) -> dict[str, int]:
-        """Packets of ended sessions that were none, by reason."""
-        return self._merged(lambda c: c.malformed)
-
-    def late_dropped(self) -> int:
-        """Packets not sent because they would have been later than pacing.late."""
-        return self.sum("late_dropped") + self.output.counters.late_dropped
-
-    def guide(self) -> Guide:
-        """What the guide did, over all sessions."""
-        total = Guide(False)
-        for lane in self.lanes:
-            total.add(lane.counters.guide)
-        return total
-
-    def files_written(self) -> int:
-        """Captures completed."""
-        return self.ring.files if self.ring else 0
-
-    def packets_dropped(self) -> int:
-        """Packets that the ring could not store."""
-        return self.ring.dropped if self.ring else 0
-
-    def by_tap(self, of: Callable[[TapPort], V]) -> dict[str, V]:
-        """A figure of each TAP device, by its name."""
-        return {port.name: of(port) for port in self.tap.ports} if self.tap else {}
-
-    def taps_dropped(self) -> dict[tuple[str, str], int]:
-        """Frames that TAP devices did not get, by (device, reason)."""
-        drops = self.by_tap(lambda port: port.dropped)
-        return {(name, reason): count for name, its in drops.items() for reason, count in its.items()}
-
-    def taps_lateness(self) -> dict[str, Histogram]:
-        """How late frames reached TAP devices."""
-        return self.by_tap(lambda port: Histogram.of(BOUNDS_NS, port.pacer.lateness, port.pacer.lateness_sum_ns))
-
     def build_info(self) -> tuple[str, str, str]:
         """Version, model, backend."""
         return __version__, f"{self.model.name}-{self.model.hash[:12]}", self.backend_name
@@ -743,14 +522,14 @@ class Service:
 
     def report(self) -> Report:
         """The totals."""
-        counters = self.output.counters
+        sums, counters = self.counters, self.output.counters
         return Report(
-            counters.total_packets, counters.total_bytes, self.uptime_seconds, self.files_written(),
-            self.packets_dropped(), sum(self.started().values()),
-            self.by_tap(lambda port: {reason: count for reason, count in port.dropped.items() if count}),
-            self.malformed(),
-            self.sum("deficit_ns"), counters.slipped_ns, self.late_dropped(),
-            self.guide() if self.config.compliance.mode == "guide" else None,
+            counters.total_packets, counters.total_bytes, self.uptime_seconds, sums.files_written(),
+            sums.packets_dropped(), sum(sums.started().values()),
+            sums.by_tap(lambda port: {reason: count for reason, count in port.dropped.items() if count}),
+            sums.malformed(),
+            sums.sum("deficit_ns"), counters.slipped_ns, sums.late_dropped(),
+            sums.guide() if self.config.compliance.mode == "guide" else None,
         )  # fmt: skip
 
 

@@ -36,7 +36,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from netssmd.daemon.lanes import Board, EngineLane, OutputLane, Over
+from netssmd.daemon.board import Board, Over
+from netssmd.daemon.lanes import EngineLane
+from netssmd.daemon.output_lane import OutputLane
 from netssmd.engine import snapshot
 from netssmd.engine.session import FiveTuple, OutPacket, SessionInfo
 from netssmd.errors import SnapshotError

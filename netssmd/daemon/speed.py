@@ -142,7 +142,7 @@ def end_to_end(model: OpenModel, sessions: int, threads: int, seconds: float, gr
             while not service.lanes or not hasattr(service, "output") or not service.output.counters.total_packets:
                 time.sleep(0.005)
             for pause in (seconds, 0.0):
-                marks.append((time.monotonic(), service.sum("tokens")))
+                marks.append((time.monotonic(), service.counters.sum("tokens")))
                 time.sleep(pause)
             service._tell(service.stop)
 
@@ -154,7 +154,7 @@ def end_to_end(model: OpenModel, sessions: int, threads: int, seconds: float, gr
         watcher.join()
     (begin, before), (end, tokens) = marks
     tokens_per_second = (tokens - before) / (end - begin)
-    tokens_per_packet = service.sum("tokens") / max(1, report.packets)
+    tokens_per_packet = service.counters.sum("tokens") / max(1, report.packets)
     model_seconds = sum(timed.timed.ns.values()) / 1e9
     engine, output = (sum(v for k, v in clocks.items() if k.startswith(n)) for n in (ENGINE_THREAD, OUTPUT_THREAD))
     stages = {
@@ -169,7 +169,7 @@ def end_to_end(model: OpenModel, sessions: int, threads: int, seconds: float, gr
         "packets_per_second": tokens_per_second / tokens_per_packet,
         "tokens_per_second": tokens_per_second,
         "tokens_per_packet": tokens_per_packet,
-        "mean_batch": service.sum("tokens") / max(1, service.sum("steps")),
+        "mean_batch": service.counters.sum("tokens") / max(1, service.counters.sum("steps")),
         "cpu_us_per_packet": {name: 1e6 * s / max(1, report.packets) for name, s in stages.items()},
         "python_share": 1 - model_seconds / whole,
         "packets_per_cpu_second": report.packets / whole,

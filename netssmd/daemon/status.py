@@ -198,16 +198,16 @@ class Rates:
 def status_of(service: Service) -> Status:
     """Read the counters. On the control thread, at any time once the lanes are built."""
     now_ns = time.monotonic_ns()
-    board, counters = service.board, service.output.counters
+    board, sums, counters = service.board, service.counters, service.output.counters
     packets, sizes = counters.packets.copy(), counters.bytes.copy()
     total = sum(sizes.values())
     rates = service.rates.packets_per_second(now_ns, packets)
     ended: Counter[str] = Counter()
     reasons: Counter[str] = Counter()
-    for (label, reason), count in service.ended().items():
+    for (label, reason), count in sums.ended().items():
         ended[label] += count
         reasons[reason] += count
-    active, started, weights = service.active(), service.started(), service.mix.labels
+    active, started, weights = sums.active(), sums.started(), service.mix.labels
     labels = {
         label: Label(
             weights.get(label, 0.0), active.get(label, 0), started.get(label, 0), ended[label], packets[label],
@@ -240,14 +240,14 @@ def status_of(service: Service) -> Status:
             round(service.rates.bytes_per_second(now_ns, total) * 8, 1), service.cap_packets_per_second,
         ),
         timing=Timing(
-            counters.lateness_ns / 1e9, counters.lateness_max_ns / 1e9, counters.late, service.sum("deficit_ns") / 1e9,
-            service.sum("throttled_ns") / 1e9, counters.slipped_ns / 1e9, service.late_dropped(), counters.held,
+            counters.lateness_ns / 1e9, counters.lateness_max_ns / 1e9, counters.late, sums.sum("deficit_ns") / 1e9,
+            sums.sum("throttled_ns") / 1e9, counters.slipped_ns / 1e9, sums.late_dropped(), counters.held,
             board.inbox.qsize(),
         ),
         compliance=Compliance(
-            service.config.compliance.check, dict(counters.findings), service.flows(),
-            service.flow_findings().get("handshake", 0), service.config.compliance.mode,
-            service.guide().interventions_by_rule(),
+            service.config.compliance.check, dict(counters.findings), sums.flows(),
+            sums.flow_findings().get("handshake", 0), service.config.compliance.mode,
+            sums.guide().interventions_by_rule(),
         ),
         sinks=[SinkState(sink_name(sink), sink.packets, sink.dropped) for sink in service.output.sinks],
         taps=[_tap(port) for port in service.tap.ports] if service.tap else [],
