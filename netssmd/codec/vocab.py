@@ -425,7 +425,7 @@ class Vocabulary:
         }
 
     @staticmethod
-    def from_json(value: dict[str, Any]) -> Vocabulary:
+    def from_json(value: Any) -> Vocabulary:
         """Make a vocabulary from `to_json`'s result. Raises ValueError if it was made for another codec or format."""
         if not isinstance(value, dict):
             raise ValueError("the codec's section is damaged: it is no table")
