@@ -94,12 +94,20 @@ class _Check:
 
     def _refused(self, good: dict[str, Any], kind: type, at: str) -> list[str]:
         """What the section itself (`__post_init__`) says to values of the right type: first about each key alone, and
-        only if all these pass, about their combination."""
+        only if all these pass, about their combination. What is said only as long as another key is missing is no
+        mistake of this key."""
         whole = self._refusal(good, kind)
         if not whole:
             return []
-        alone = [(key, self._refusal({key: value}, kind)) for key, value in good.items()]
-        told = [(key, text) for key, text in alone if text and not text.startswith("Object missing")]
+        alone = {key: self._refusal({key: value}, kind) for key, value in good.items()}
+        sound = [key for key, text in alone.items() if not text]
+        told = [
+            (key, text)
+            for key, text in alone.items()
+            if text
+            and not text.startswith("Object missing")
+            and all(self._refusal({key: good[key], other: good[other]}, kind) == text for other in sound)
+        ]
         if not told:
             return [f"{at.rstrip('.') or 'top level'}: {whole}"]
         return [f"{at}{_placed(key, text)}" for key, text in told]

@@ -133,3 +133,24 @@ def test_a_file_that_is_not_utf8(tmp_path: Path) -> None:
     file.write_bytes(b'[output]\ndirectory = "caf\xe9"\n')
     with pytest.raises(ConfigError, match="byte 25 is not UTF-8"):
         load(file)
+
+
+@pytest.mark.parametrize(
+    ("text", "lines"),
+    [
+        (
+            '[tap]\nname = "lab0"\nserver_name = "lab0"',
+            ["t.toml: tap: server_name is 'lab0' like name; write the name of a second device"],
+        ),
+        ('[tap]\nserver_name = "lab0"', ["t.toml: tap.server_name: server_name stands without name"]),
+        ('[mqtt]\nuser = "u"\npassword_file = "f"\nport = -1', ["t.toml: mqtt.port: found -1"]),
+        ('[mqtt]\npassword_file = "f"\nport = -1', ["t.toml: mqtt.port: found -1", "t.toml: mqtt.password_file: "]),
+    ],
+)
+def test_what_two_keys_do_to_each_other_is_told_as_it_is(text: str, lines: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse(text, "t.toml")
+    told = sorted(str(caught.value).splitlines())
+    assert len(told) == len(lines)
+    for found, begin in zip(told, sorted(lines)):
+        assert found.startswith(begin)
