@@ -61,13 +61,17 @@ class Setting:
                  live: bool = True) -> None:  # fmt: skip
         self.hands = Hands()
         monkeypatch.setattr(output_lane.time, "monotonic_ns", self.hands)
-        clock = None if pacing.rate else WallClock(self.hands, speed)
+        self.wall_offset_ns = 1_700_000_000 * SECOND
+        clock = None if pacing.rate else WallClock(self.hands, speed, wall_ns=self.wall_ns)
         self.start_ns = clock.now_ns() if clock else 1_000 * SECOND
         mix = TrafficMix({"web": 1.0}, {}, 1)
         self.board = Board(mix, Arrivals(1, 0, 1, self.start_ns), 1, 2 * SECOND, self.start_ns, clock)
         self.live, self.file = Live(), Keeping()
         describe = lambda info: SessionMeta("1-0", info.label, {}, 1, "")  # noqa: E731
         self.lane = OutputLane(self.board, [self.file], describe, None, [self.live] if live else [], pacing)
+
+    def wall_ns(self) -> int:
+        return self.hands.ns + self.wall_offset_ns
 
     def feed(self, times: Sequence[int], size: int = 100) -> None:
         """Packets at these session times, counted from the start, and the promise that nothing earlier comes."""
@@ -91,13 +95,32 @@ def test_a_live_sink_gets_packets_before_their_moment_files_at_it(monkeypatch: p
     at.turn(35 * MS)
     assert len(at.live.dues) == 8 and at.file.dues == at.live.dues[:3]
     assert at.lane.counters.total_packets == 3 and at.lane.counters.lateness_max_ns == 25 * MS
-    offset_ns = at.board.clock.wall_offset_ns if at.board.clock else 0
-    assert all(item.packet.ts_ns == item.due_ns + offset_ns for item in at.live.items)
+    assert all(item.packet.ts_ns == item.due_ns + at.wall_offset_ns for item in at.live.items)
     at.board.stop.set()
     at.turn(5 * MS)
     at.lane._last()
     assert at.live.cut_ns == at.hands.ns and at.file.dues == at.live.dues[:4]
     assert at.lane.counters.cut == 16, "what lies in the future did not happen"
+
+
+def test_a_wall_clock_that_is_set_changes_what_packets_carry_and_not_when_they_leave(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    at = Setting(monkeypatch, live=False)
+    begun_ns, steps = at.hands.ns, []
+    at.lane.on_clock_set = steps.append
+    at.feed([i * 100 * MS for i in range(1, 101)])
+    for second, step_ns in enumerate([0, 3600 * SECOND, -7200 * SECOND, 0, 0, 0, 0, 0, 0, 0]):
+        at.wall_offset_ns += step_ns
+        for _ in range(20):
+            at.turn(50 * MS)
+        assert len(at.file.items) == 10 * (second + 1)
+    assert at.file.dues == [begun_ns + i * 100 * MS for i in range(1, 101)]
+    assert steps == [3600 * SECOND, -7200 * SECOND] and at.lane.wall.steps == 2
+    times = [item.packet.ts_ns for item in at.file.items]
+    gaps = [b - a for a, b in pairwise(times)]
+    assert sum(gap > SECOND for gap in gaps) == 1 and sum(gap == 100 * MS for gap in gaps) > 10
+    assert sum(gap == 100 * MS - 100 * MS // 2000 for gap in gaps) > 50, "running slow after the clock was set back"
 
 
 @pytest.mark.parametrize("speed", [0.5, 4])

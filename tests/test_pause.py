@@ -46,7 +46,7 @@ class Keeping(NullSink):
 
 def test_session_time_stands_still_in_a_pause_and_lags_afterwards() -> None:
     hands = Monotonic()
-    clock = WallClock(hands)
+    clock = WallClock(hands, wall_ns=hands)
     begun, wall = clock.now_ns(), clock.wall_ns()
     assert begun == wall
     hands.ns += 10
@@ -68,7 +68,7 @@ def board(clock: WallClock) -> Board:
 
 def test_held_packets_move_on_by_the_pause() -> None:
     hands = Monotonic()
-    clock = WallClock(hands)
+    clock = WallClock(hands, wall_ns=hands)
     shared = board(clock)
     sink = Keeping()
     lane = OutputLane(shared, [sink], lambda info: SessionMeta("1-0", info.label, {}, 1, ""))

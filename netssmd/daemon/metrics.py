@@ -150,6 +150,8 @@ METRICS: dict[str, tuple[Row, ...]] = {
         Row("netssmd_held_packets", "gauge", (), "Packets that wait for their time.", lambda s: s.output.counters.held),
         Row("netssmd_inbox_batches", "gauge", (), "Batches between engine and output threads.",
             lambda s: s.board.inbox.qsize()),
+        Row("netssmd_clock_steps", "counter", (), "Times that the wall clock was found to be set.",
+            lambda s: s.output.wall.steps),
         Row("netssmd_paused", "gauge", (), "1 while the daemon is paused.", lambda s: int(s.paused)),
     ),
     "Compliance": (

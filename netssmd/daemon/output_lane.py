@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from netssmd.daemon.board import MILLISECOND, PAUSE_SECONDS, Board, Over, obey
-from netssmd.daemon.clock import Clock
+from netssmd.daemon.clock import Clock, WallTime
 from netssmd.daemon.watchdog import Pulse
 from netssmd.engine.release import Release
 from netssmd.engine.scheduler import FOR_EVER
@@ -94,9 +94,11 @@ class OutputLane:
         on_finding: Callable[[str, SessionMeta], object] | None = None,
         live: Sequence[LiveSink] = (),
         pacing: Pacing = LIVE_AS_IT_COMES,
+        on_clock_set: Callable[[int], object] | None = None,
     ) -> None:
         self.board = board
         self.describe = describe
+        self.on_clock_set = on_clock_set  # told by how many ns the wall clock was set
         self.on_finding = on_finding  # told of each packet that raised one
         self.pacing = pacing
         self.live, self.others = list(live), list(sinks)
@@ -109,7 +111,8 @@ class OutputLane:
         self._metas: dict[int, SessionMeta] = {}  # of sessions that have spoken and are not over
         self._flows: dict[int, int] = {}  # their flows opened so far
         self._flushed_ns = 0
-        self._wall_offset_ns = board.clock.wall_offset_ns if board.clock else time.time_ns() - time.monotonic_ns()
+        self.wall: WallTime = board.clock.wall if board.clock else WallTime()
+        self._last_due_ns = 0  # of the packets so far
         self.counters = OutputCounters()
         self.release = Release()
         self.orders: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
@@ -162,12 +165,12 @@ class OutputLane:
         board.held = self.counters.held = len(self.release)
         obey(self.orders)
         timed = board.clock or self.pacing.rate
-        self._flush_sinks(self._monotonic_ns() + self._wall_offset_ns if timed else self.release.released_ns)
+        self._flush_sinks(self.wall.of(self._monotonic_ns()) if timed else self.release.released_ns)
 
     def _monotonic_ns(self) -> int:
         """Real time, by the clock's own hands."""
         clock = self.board.clock
-        return clock.wall_ns() - self._wall_offset_ns if clock else time.monotonic_ns()
+        return clock.monotonic_ns() if clock else time.monotonic_ns()
 
     def rotate(self) -> None:
         """Begin a new file. Any thread."""
@@ -179,10 +182,13 @@ class OutputLane:
         self.orders.put(order)
 
     def _flush_sinks(self, now_ns: int) -> None:
-        """Once a second of real time; `now_ns` is on the packets' clock."""
+        """Once a second of real time; `now_ns` is on the packets' clock. The wall clock is looked at, too."""
         real_ns = time.monotonic_ns()
         if real_ns - self._flushed_ns > 1_000 * MILLISECOND:
             self._flushed_ns = real_ns
+            step_ns = self.wall.follow(self._last_due_ns)
+            if step_ns and self.on_clock_set:
+                self.on_clock_set(step_ns)
             for sink in self.sinks:
                 sink.flush(now_ns)
 
@@ -339,13 +345,14 @@ class OutputLane:
                     self._session_over(session)
 
     def _outgoing(self, packets: list[OutPacket], dues: list[int]) -> list[Outgoing]:
-        metas, batch, offset_ns = self._metas, [], self._wall_offset_ns
+        metas, batch, wall_ns = self._metas, [], self.wall.of
+        self._last_due_ns = dues[-1] if dues else self._last_due_ns
         for (ts_ns, data, orig_len, info, _, flow, direction, _, found, planted), due_ns in zip(packets, dues):
             meta = metas.get(info.number)
             if meta is None:
                 meta = metas[info.number] = self.describe(info)
             findings = self._found(found, meta) if found else ()
-            packet = Packet(due_ns + offset_ns if due_ns else ts_ns, data, orig_len)
+            packet = Packet(wall_ns(due_ns) if due_ns else ts_ns, data, orig_len)
             batch.append(Outgoing(packet, meta, flow, direction, due_ns, findings, planted))
             if planted:
                 self.counters.planted[planted] += 1

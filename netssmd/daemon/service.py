@@ -145,7 +145,8 @@ class Service:
             scheduler = Scheduler(backend, config.engine.group, cap, slots)
             self.lanes.append(EngineLane(index, self.board, scheduler, self._open_session, self._session_ended))
         live = [self.tap] if self.tap else []
-        self.output = OutputLane(self.board, sinks, self._describe, self._found, live, build.pacing(config))
+        pacing = build.pacing(config)
+        self.output = OutputLane(self.board, sinks, self._describe, self._found, live, pacing, self._clock_set)
         self.counters = Counters(self.lanes, self.output, self.ring, self.tap)
         if self.keeper:
             self._begin_keeping(self.keeper)
@@ -206,6 +207,12 @@ class Service:
     def _lost_files(self, what: str) -> None:
         log.warning("%s", what)
         self.events.emit("fault", fault="storage", text=what)
+
+    def _clock_set(self, step_ns: int) -> None:
+        how = "follow" if step_ns > 0 else "run 0.05 % slow until it has come up"
+        text = f"the wall clock was set by {step_ns / SECOND:+.1f} s: the times of packets {how}"
+        log.warning("%s", text)
+        self.events.emit("fault", fault="clock", text=text)
 
     def _open_session(self, info: SessionInfo) -> Session:
         log.debug("session %d starts: %s %s", info.number, info.label, info.conditions)
