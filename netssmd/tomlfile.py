@@ -109,7 +109,8 @@ class _Check:
             and all(self._refusal({key: good[key], other: good[other]}, kind) == text for other in sound)
         ]
         if not told:
-            return [f"{at.rstrip('.') or 'top level'}: {whole}"]
+            begins = [key for key in good if whole.startswith((f"{key} is ", f"{key}."))]
+            return [f"{at}{_placed(begins[0], whole)}" if begins else f"{at.rstrip('.') or 'top level'}: {whole}"]
         return [f"{at}{_placed(key, text)}" for key, text in told]
 
     def _refusal(self, values: dict[str, Any], kind: type) -> str:

@@ -140,7 +140,7 @@ def test_a_file_that_is_not_utf8(tmp_path: Path) -> None:
     [
         (
             '[tap]\nname = "lab0"\nserver_name = "lab0"',
-            ["t.toml: tap: server_name is 'lab0' like name; write the name of a second device"],
+            ["t.toml: tap.server_name: found 'lab0' like name; write the name of a second device"],
         ),
         ('[tap]\nserver_name = "lab0"', ["t.toml: tap.server_name: server_name stands without name"]),
         ('[mqtt]\nuser = "u"\npassword_file = "f"\nport = -1', ["t.toml: mqtt.port: found -1"]),

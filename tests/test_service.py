@@ -276,12 +276,12 @@ def test_a_steady_rate_and_a_speed_into_files(tmp_path: Path) -> None:
     ("text", "says"),
     [
         ("[pacing]\npps = 5\nmbps = 1", "pps and mbps are set; keep one of pps, mbps and multiplier"),
-        ("[engine]\npace = 'topspeed'\n[pacing]\npps = 5", 'engine.pace is "topspeed" and pacing.pps set; keep one'),
+        ("[engine]\npace = 'topspeed'\n[pacing]\npps = 5", 'engine.pace: found "topspeed" and pacing.pps set'),
         ("[pacing]\nmultiplier = 0", "pacing.multiplier: found 0; write 0.001 to 1000"),
         ("[tap]\nname = 'a/b'", "tap.name: found 'a/b'; write the name of a TAP device"),
         ("[tap]\nname = 'sixteen-letters-'", "write the name of a TAP device: up to 15"),
         ("[tap]\nserver_name = 'b'", "server_name stands without name"),
-        ("[tap]\nname = 'b'\nserver_name = 'b'", "tap.server_name: "),
+        ("[tap]\nname = 'b'\nserver_name = 'b'", "tap.server_name: found 'b' like name; write"),
         ("[output]\nfiles = false", "output.files: found false and tap.name empty"),
     ],
 )

@@ -19,7 +19,6 @@ from collections.abc import Callable
 from fractions import Fraction
 from typing import Final, Protocol
 
-
 SECOND: Final = 1_000_000_000
 STEP_NS: Final = SECOND  # the wall clock was set if it is off by more; NTP's own corrections reach both clocks alike
 SLOWER: Final = 2_000  # running slow, wall time loses one part in so many: 0.05 %

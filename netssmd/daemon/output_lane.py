@@ -374,8 +374,7 @@ class OutputLane:
         meta = self._metas.pop(session.info.number, None)
         self._flows.pop(session.info.number, None)
         if meta is not None and session.reason != STOPPED:
-            if session.interventions is not None:
-                meta = replace(meta, interventions=session.interventions)
+            meta = replace(meta, interventions=session.interventions, reason=session.reason)
             for sink in self.sinks:
                 sink.end_session(meta)
 

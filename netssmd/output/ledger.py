@@ -58,7 +58,7 @@ def is_attack(label: str, patterns: Iterable[str] = ATTACKS) -> bool:
 @dataclass(frozen=True, slots=True)
 class SessionMeta:
     """What the ledger tells of a session. `id` is unique for the life of a ring, `attack`: the label names one.
-    `interventions` of the guide by rule, in the meta that the session's end is told with."""
+    `interventions` of the guide by rule and what ended it, `reason`, are in the meta that its end is told with."""
 
     id: str
     label: str | None = None
@@ -68,6 +68,7 @@ class SessionMeta:
     attack: bool = False
     resumed: Mapping[str, Any] | None = None  # the snapshot that it went on from: see docs/ledger.md
     interventions: Mapping[str, int] | None = None
+    reason: str = ""
 
 
 _Observed: TypeAlias = tuple[int, int, int, int, int, tuple[str, ...], int, int, int, str]
@@ -120,6 +121,7 @@ class _Tally:
     findings: dict[str, int] = field(default_factory=dict)
     flow_findings: dict[FlowKey | None, dict[str, int]] = field(default_factory=dict)
     complete: bool = False
+    reason: str = ""
     cut: str | None = None
     interventions: Mapping[str, int] | None = None
     planted: dict[str, int] = field(default_factory=dict)
@@ -221,6 +223,7 @@ class Ledger:
         """The session has spoken its last packet."""
         tally = self._tally(session)
         tally.complete = True
+        tally.reason = session.reason
         tally.interventions = session.interventions
         self._ended.append(session.id)
 
@@ -364,6 +367,7 @@ def _session_line(tally: _Tally) -> Iterator[bytes]:
         "model_hash": meta.model_hash,
         **_totals(tally.rows()),
         "complete": tally.complete,
+        **({"reason": tally.reason} if tally.reason else {}),
         **({"cut": tally.cut} if tally.cut else {}),
         **({"resumed": dict(meta.resumed)} if meta.resumed else {}),
         "findings": tally.findings,

@@ -124,6 +124,13 @@ class SessionLine(msgspec.Struct, tag="session", tag_field="type", kw_only=True)
     packets: Annotated[int, told("its packets in this slice")]
     bytes: Annotated[int, told("their bytes on the wire")]
     complete: Annotated[bool, told("it ended in this slice")]
+    reason: Annotated[
+        str,
+        told(
+            "what ended it: `end` by itself, `packets`, `tokens`, `duration`, `silent`, `late`, by a command "
+            "(`ordered`), or its state was no longer finite (`broken`); missing until then, and where `recovered`"
+        ),
+    ] = ""
     cut: Annotated[
         str | None, told("the daemon stopped in this slice, and kept the session in this snapshot; missing otherwise")
     ] = None
