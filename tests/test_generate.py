@@ -279,3 +279,31 @@ def test_rates_exclude_each_other(model: str, tmp_path: Path, capsys: pytest.Cap
     ):
         assert generate(model, "--label", "web", *given, "-o", tmp_path / "x.pcap") == 2
         assert says in capsys.readouterr().err
+
+
+def test_a_folder_that_holds_captures_is_refused_or_replaced(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    first = ("--label", "web", "--sessions", 3, "--seed", 1, "--max-packets", 20, "-o", f"{out}/")
+    second = ("--label", "dns", "--sessions", 2, "--seed", 2, "--max-packets", 20, "-o", f"{out}/")
+    assert generate(model, *first) == 0
+    (out / "notes.txt").write_text("mine")
+    (out / "mine.pcap").write_bytes(b"mine")
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    assert generate(model, *second) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "holds captures already (manifest.csv and 4 more)" in error and "--overwrite" in error
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    assert generate(model, *second, "--overwrite") == 0
+    new = {"dns-0.pcap", "dns-0.jsonl", "dns-1.pcap", "dns-1.jsonl", "manifest.csv"}
+    assert {path.name for path in out.iterdir()} == new | {"notes.txt", "mine.pcap"}, "what others put there stays"
+
+
+def test_an_older_manifest_names_nothing_outside_its_folder(model: str, tmp_path: Path) -> None:
+    out, outside = tmp_path / "out", tmp_path / "outside.pcap"
+    out.mkdir()
+    outside.write_bytes(b"mine")
+    (out / "manifest.csv").write_text("file,label\n../outside.pcap,web\n")
+    assert generate(model, "--label", "web", "--max-packets", 9, "--overwrite", "-o", f"{out}/") == 0
+    assert outside.read_bytes() == b"mine"

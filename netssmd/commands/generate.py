@@ -101,19 +101,20 @@ class Finite(click.FloatRange):
 @click.option("--threads", type=click.IntRange(1), help="Engine threads. Default: one a core.")
 @rate_options
 @with_byte_options
+@click.option("--overwrite", is_flag=True, help="Replace the captures of an older run in a folder.")
 @click.option("-o", "--output", required=True, metavar="FILE.pcap|DIR/", help="One capture, or a folder of captures.")
 def command(
     labels: tuple[str, ...], sessions: int, packets: int | None, max_packets: int, seed: int | None, rtt: float | None,
     rate: float | None, loss: float | None, prompt: Path | None, prompt_packets: int, prompt_hosts: str,
     temperature: float | None, start: str, spacing: str, snaplen: int | None, payload: str, mark: str,
     addresses: Path | None, guide: bool, model: str, backend: str, threads: int | None, pps: float | None,
-    mbps: float | None, multiplier: float | None, topspeed: bool, output: str, **byte: Any,
+    mbps: float | None, multiplier: float | None, topspeed: bool, overwrite: bool, output: str, **byte: Any,
 ) -> None:  # fmt: skip
     """Generate sessions once, into a capture file or a folder."""
     from netssmd.engine.mix import CONDITIONS
     from netssmd.units import parse_duration_ns
 
-    target = Target.of(output)
+    target = Target.of(output, overwrite)
     asked = Asked(**byte)
     opened = asked.open(model, backend)
     names = opened.labels if "all" in labels else tuple(dict.fromkeys(labels))
@@ -286,10 +287,15 @@ def _put(capture: Path, ledger: Ledger, records: Callable[[Callable[[Packet], No
         ledger.write(beside, capture.name)
 
 
-def _publish(ready: Path, folder: Path) -> None:
-    """Move complete files to where they belong: ledgers, captures, then the manifest that names them."""
-    for path in sorted(ready.iterdir(), key=lambda path: (path.name == "manifest.csv", path.suffix == ".pcap", path)):
-        os.replace(path, folder / path.name)
+def _named_by(manifest: Path) -> set[str]:
+    """The captures in its folder that a manifest names, and their ledgers."""
+    try:
+        with manifest.open(newline="") as file:
+            rows = [row.get("file") or "" for row in csv.DictReader(file)]
+    except (OSError, ValueError, csv.Error):
+        return set()
+    captures = {name for name in rows if name.endswith(".pcap") and "/" not in name and "\0" not in name}
+    return captures | {f"{name.removesuffix('.pcap')}.jsonl" for name in captures}
 
 
 class Sent:
@@ -323,14 +329,17 @@ class Target:
         self.sent = Sent()
 
     @staticmethod
-    def of(text: str) -> Target:
+    def of(text: str, overwrite: bool = False) -> Target:
         path = Path(text)
         if text in ("", "-"):
             raise UsageError(f"-o {text!r}: captures go into a file or a folder; write FILE.pcap or DIR/")
         if text.endswith("/") or path.is_dir() or not path.suffix:
             if path.exists() and not path.is_dir():
                 raise UsageError(f"-o {text}: is no folder; write the name of a folder or of a file with .pcap")
-            return FolderTarget(path)
+            target = FolderTarget(path)
+            if not overwrite:
+                target.require_unused()
+            return target
         if path.suffix in (".gz", ".zst", ".pcapng"):
             raise UsageError(f"-o {text}: captures are written as plain PCAP; name it {path.with_suffix('.pcap').name}")
         return FileTarget(path)
@@ -349,7 +358,7 @@ class Target:
             ready = work / "ready"
             ready.mkdir()
             self.collect(job, work, ready, outcomes)
-            _publish(ready, folder)
+            self.publish(ready, folder)
         except OSError as error:
             raise OutputError(f"{self.path}: cannot be written: {error.strerror}") from None
         finally:
@@ -358,6 +367,11 @@ class Target:
                 with suppress(OSError):
                     folder.rmdir()  # only if nothing came of it
         return outcomes
+
+    def publish(self, ready: Path, folder: Path) -> None:
+        """Move complete files to where they belong: ledgers, captures, then the manifest that names them."""
+        for path in sorted(ready.iterdir(), key=lambda p: (p.name == "manifest.csv", p.suffix == ".pcap", p)):
+            os.replace(path, folder / path.name)
 
     def collect(self, job: Job, work: Path, ready: Path, outcomes: Sequence[Outcome]) -> None:
         """Make captures and ledgers in `ready` of the sessions spooled in `work`."""
@@ -387,7 +401,24 @@ class FileTarget(Target):
 
 
 class FolderTarget(Target):
-    """A capture for each session and a manifest; they are moved in when all are complete."""
+    """A capture for each session and a manifest; they are moved in when all are complete, and what the manifest before
+    named goes."""
+
+    def require_unused(self) -> None:
+        """Raises OutputError if captures are there: old ones would lie among the new ones."""
+        with suppress(OSError):
+            there = sorted(p.name for p in self.path.iterdir() if p.suffix == ".pcap" or p.name == "manifest.csv")
+            if there:
+                more = f" and {len(there) - 1} more" if len(there) > 1 else ""
+                raise OutputError(
+                    f"{self.path}: holds captures already ({there[0]}{more}); choose another folder or say --overwrite"
+                )
+
+    def publish(self, ready: Path, folder: Path) -> None:
+        old = _named_by(folder / "manifest.csv") - {path.name for path in ready.iterdir()}
+        super().publish(ready, folder)
+        for name in old:
+            (folder / name).unlink(missing_ok=True)
 
     def collect(self, job: Job, work: Path, ready: Path, outcomes: Sequence[Outcome]) -> None:
         for i, outcome in enumerate(outcomes):
