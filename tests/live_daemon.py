@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 TESTS = Path(__file__).parent
 BASE = """
@@ -44,17 +45,22 @@ def wait_for(what: Callable[[], object], seconds: float = 20.0) -> None:
 
 
 class LiveDaemon:
-    """Started at once; `text` comes behind BASE, in which `replaced` may change lines."""
+    """Started at once; `text` comes behind BASE, in which `replaced` may change lines. model: "fake" or "embedded";
+    environment: more of it."""
 
-    def __init__(self, folder: Path, text: str = "", replaced: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, folder: Path, text: str = "", replaced: dict[str, str] | None = None, model: str = "fake",
+        environment: dict[str, str] | None = None,
+    ) -> None:  # fmt: skip
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self.file = folder / "netssmd.toml"
         self.write(text, replaced)
         self.lines: list[str] = []
-        environment = {**os.environ, "PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS.parent}"}
+        path = f"{TESTS}{os.pathsep}{TESTS.parent}"
+        environment = {**os.environ, **(environment or {}), "PYTHONPATH": path}
         self.process = subprocess.Popen(
-            [sys.executable, __file__, str(self.file)], stderr=subprocess.PIPE, text=True, env=environment
+            [sys.executable, __file__, str(self.file), model], stderr=subprocess.PIPE, text=True, env=environment
         )
         threading.Thread(target=self._read, daemon=True).start()
         wait_for(lambda: "ready\n" in self.lines or self.process.poll() is not None)
@@ -107,8 +113,9 @@ def main() -> None:
     from netssmd.daemon.config import Config, load
     from netssmd.daemon.retarget import require_fit
     from netssmd.daemon.service import serve
+    from netssmd.engine.opening import open_model
 
-    model = FakeModel(endless=True)
+    model: Any = open_model() if sys.argv[2] == "embedded" else FakeModel(endless=True)
 
     def read() -> Config:
         config = load(Path(sys.argv[1]))

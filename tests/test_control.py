@@ -34,6 +34,7 @@ TOOLS = Path(__file__).parent.parent / "tools"
 CALLS: dict[str, tuple[dict[str, Any], str]] = {
     "status": ({"sessions": True}, "live"),
     "start": ({"label": "label-1", "count": 2, "packets": 100, "rtt_ms": 40, "seed": 4}, "sessions"),
+    "fork": ({"session": "5-999999"}, "no live session '5-999999'"),  # tests/test_fork.py has those that there are
     "stop": ({"label": "label-1"}, "stopped"),
     "pause": ({}, "pauses"),
     "resume": ({}, "pauses"),
@@ -43,6 +44,7 @@ CALLS: dict[str, tuple[dict[str, Any], str]] = {
     "snapshot": ({}, "snapshot.enabled is false"),  # of the fake model: refused, by name
     "watch": ({"events": ["paused"]}, "events"),
 }
+REFUSED = ("fork", "snapshot")
 
 
 def test_every_command_is_tried() -> None:
@@ -151,7 +153,7 @@ def asker(daemon: LiveDaemon) -> Iterator[Asker]:
 @pytest.mark.parametrize("name", CALLS)
 def test_every_command_over_the_socket(asker: Asker, name: str) -> None:
     arguments, key = CALLS[name]
-    if name == "snapshot":
+    if name in REFUSED:
         with pytest.raises(UsageError, match=key):
             asker.ask(name, arguments)
         return

@@ -180,6 +180,13 @@ async def _start(service: Service, arguments: Arguments) -> Result:
     return {"started": len(names), "left": left, "sessions": names[:LISTED], "room": room(service)}
 
 
+async def _fork(service: Service, arguments: Arguments) -> Result:
+    from netssmd.daemon.retarget import fork_session
+
+    name = await fork_session(service, arguments["session"], arguments["seed"])
+    return {"session": name, "forked_from": arguments["session"]}
+
+
 async def _stop(service: Service, arguments: Arguments) -> Result:
     from netssmd.daemon.retarget import check_labels, stop_sessions
 
@@ -253,6 +260,13 @@ COMMANDS: tuple[Command, ...] = (
             Argument("duration", DURATION, "Cut each after this time."),
             Argument("seed", SEED, "The same seed gives the same sessions; 0 = new ones.", 0),
         ), _start,
+    ),
+    Command(
+        "fork", "Copy a live session: it goes on from the same state to another future, with other hosts.",
+        (
+            Argument("session", TEXT, "A session's name, such as 7-30.", required=True, positional=True),
+            Argument("seed", SEED, "The same seed gives the same copy of the same moment; 0 = a new one.", 0),
+        ), _fork,
     ),
     Command(
         "stop", "End a session, all of a label, or the daemon; what they have made already still leaves.",

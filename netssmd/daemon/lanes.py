@@ -36,7 +36,7 @@ from netssmd.daemon.board import ASKED, MILLISECOND, PAUSE_SECONDS, Batch, Board
 from netssmd.daemon.histogram import Histogram
 from netssmd.daemon.watchdog import Pulse
 from netssmd.engine.guide import Guide
-from netssmd.engine.scheduler import FOR_EVER, Scheduler
+from netssmd.engine.scheduler import FOR_EVER, Place, Scheduler
 from netssmd.engine.session import OutPacket, Session, SessionInfo
 from netssmd.errors import SnapshotError
 from netssmd.packet.compliance import FINDINGS
@@ -182,6 +182,17 @@ class EngineLane:
         self.counters.active[session.info.label] += 1
         self.board.live[self.index] += 1
         self.board.asked_live += session.info.number >= ASKED
+
+    def fork(self, place: Place, copy: Session) -> None:
+        """In this lane's thread, between two steps: a session that goes on where the one at `place` stands. No promise
+        is broken, since its clock is that one's. Raises IndexError if no slot is free."""
+        self.scheduler.resume(copy, self.scheduler.backend.save_state(place.slot))
+        label = copy.info.label
+        self.counters.started[label] += 1
+        self.counters.active[label] += 1
+        with self.board.lock:
+            self.board.live[self.index] += 1
+            self.board.asked_live += copy.info.number >= ASKED
 
     def _horizon_ns(self, now_ns: int) -> int:
         """How far sessions may go. At top speed as far as they like, since the earliest is always next, until too many

@@ -8,6 +8,7 @@ for what is made from here on.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from msgspec.structs import replace
 from netssmd.daemon.addresses import plan_of
 from netssmd.daemon.board import ASKED, Asked
 from netssmd.daemon.config import Config
+from netssmd.engine import snapshot
+from netssmd.engine.fork import fork
 from netssmd.engine.mix import TrafficMix, draw_conditions
 from netssmd.engine.opening import nearest
 from netssmd.engine.sampling import Stream, derive
@@ -29,6 +32,7 @@ from netssmd.errors import ConfigError, NetssmdError, UsageError
 
 if TYPE_CHECKING:
     from netssmd.daemon.build import Model
+    from netssmd.daemon.lanes import EngineLane
     from netssmd.daemon.service import Service
 
 log = logging.getLogger("netssmd")
@@ -159,6 +163,38 @@ async def stop_sessions(service: Service, session: str = "", label: str = "") ->
     for lane in service.lanes:
         stopped += await service.order(lane, partial(cut, lane.scheduler))
     return stopped
+
+
+async def fork_session(service: Service, session: str, seed: int = 0) -> str:
+    """A copy of a live session, which goes on beside it; its name. The same `seed` gives the same copy of the same
+    moment. Raises UsageError, and SnapshotError for a session that cannot be copied."""
+    board = service.board
+
+    def copied(lane: EngineLane) -> SessionInfo | None:
+        live = [place for place in lane.scheduler.places() if not place.session.ended]
+        place = next((place for place in live if service.session_id(place.session.info) == session), None)
+        if place is None:
+            return None
+        if not lane.scheduler.free or room(service) < 1:
+            raise UsageError("no room: all places are taken; wait, stop some, or raise engine.slots and restart")
+        with board.lock:
+            number = board.asked_numbers
+            board.asked_numbers += 1
+        key = derive(seed, "fork") if seed else derive(service.seed, "session", number)
+        info = dataclasses.replace(place.session.info, number=number, seed=key)
+        named = snapshot.named_things(service.model.vocabulary, service.plan)
+        copy = fork(place.session, info, named)
+        service.forked[number] = session  # before a packet of it can leave
+        lane.fork(place, copy)
+        return info
+
+    for lane in service.lanes:
+        info = await service.order(lane, partial(copied, lane))
+        if info is not None:
+            name = service.session_id(info)
+            service.events.emit("session-started", session=name, label=info.label, conditions=info.conditions)
+            return name
+    raise UsageError(f"no live session {session!r}; `status` with sessions lists them")
 
 
 def session_name(seed: int, number: int) -> str:

@@ -92,6 +92,7 @@ class Service:
         self.events: Events = Events()
         self.rates = Rates()
         self._resumed: dict[int, dict[str, Any]] = {}  # what the ledger says of sessions of an earlier run
+        self.forked: dict[int, str] = {}  # copies of sessions by number: the name of the original
         self.lanes: list[EngineLane] = []
         self.output: OutputLane
         self.counters: Counters
@@ -238,7 +239,7 @@ class Service:
         attack = is_attack(info.label, self.config.traffic.attacks)
         return SessionMeta(
             self.session_id(info), info.label, info.conditions, info.seed, self.model.hash, attack,
-            self._resumed.get(info.number),
+            self._resumed.get(info.number), forked_from=self.forked.get(info.number, ""),
         )  # fmt: skip
 
     # --- running

@@ -64,6 +64,7 @@ from netssmd.packet.wire import Headers
 Value: TypeAlias = Any  # None, bool, int, float, str, bytes, or a list that begins with a tag
 Layout: TypeAlias = dict[str, list[str]]
 Named: TypeAlias = Mapping[str, object]
+Renames: TypeAlias = Callable[[bytes], bytes]
 
 REF: Final = 0
 LIST: Final = 1
@@ -218,17 +219,20 @@ def copy(thing: object, named: Named) -> Value:
     return _Walk(named).value(thing)
 
 
-def restore(value: Value, named: Named, layout: Layout | None = None) -> Any:
-    """The thing again. `layout`: the one that was stored with it (None: this build's). Raises SnapshotError."""
+def restore(value: Value, named: Named, layout: Layout | None = None, renames: Renames | None = None) -> Any:
+    """The thing again. `layout`: the one that was stored with it (None: this build's). `renames`: what becomes of each
+    bytes value. Raises SnapshotError."""
     try:
-        return _Making(named, layout).thing(value)
+        return _Making(named, layout, renames).thing(value)
     except (TypeError, ValueError, IndexError, KeyError, AttributeError, RecursionError, OverflowError) as error:
         raise SnapshotError(f"its content is damaged: {type(error).__name__}: {error}") from error
 
 
-def restore_session(value: Value, named: Named, layout: Layout | None = None) -> Session:
+def restore_session(
+    value: Value, named: Named, layout: Layout | None = None, renames: Renames | None = None
+) -> Session:
     """A session from its copy. Raises SnapshotError also for one that could not take a step."""
-    session = restore(value, named, layout)
+    session = restore(value, named, layout, renames)
     if type(session) is not Session or type(session.decoder) not in (Decoder, ByteDecoder):
         raise SnapshotError(f"a session was expected where a {type(session).__name__} stands")
     decoder: Any = session.decoder
@@ -313,8 +317,9 @@ class _Walk:
 class _Making:
     """One restoration under way."""
 
-    def __init__(self, named: Named, layout: Layout | None) -> None:
+    def __init__(self, named: Named, layout: Layout | None, renames: Renames | None = None) -> None:
         self._named = named
+        self._renames = renames
         self._made: list[Any] = []
         self._shapes = [_fit(name, names) for name, names in layout.items()] if layout is not None else _OWN
 
@@ -322,7 +327,7 @@ class _Making:
         if type(value) is not list:
             if type(value) not in _PLAIN:
                 raise TypeError(f"a {type(value).__name__} among the values")
-            return value
+            return self._renames(value) if self._renames is not None and type(value) is bytes else value
         tag = value[0]
         if type(tag) is not int or tag < 0:
             raise TypeError(f"{tag!r} where a tag is expected")

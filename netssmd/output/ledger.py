@@ -69,6 +69,7 @@ class SessionMeta:
     resumed: Mapping[str, Any] | None = None  # the snapshot that it went on from: see docs/ledger.md
     interventions: Mapping[str, int] | None = None
     reason: str = ""
+    forked_from: str = ""
 
 
 _Observed: TypeAlias = tuple[int, int, int, int, int, tuple[str, ...], int, int, int, str]
@@ -370,6 +371,7 @@ def _session_line(tally: _Tally) -> Iterator[bytes]:
         **({"reason": tally.reason} if tally.reason else {}),
         **({"cut": tally.cut} if tally.cut else {}),
         **({"resumed": dict(meta.resumed)} if meta.resumed else {}),
+        **({"forked_from": meta.forked_from} if meta.forked_from else {}),
         "findings": tally.findings,
         **({"planted": tally.planted} if tally.planted else {}),
         **({} if tally.interventions is None else {"interventions": dict(tally.interventions)}),

@@ -137,6 +137,9 @@ class SessionLine(msgspec.Struct, tag="session", tag_field="type", kw_only=True)
     resumed: Annotated[
         Resumed | None, told("where the session went on from, if it began in an earlier run; missing otherwise")
     ] = None
+    forked_from: Annotated[
+        str, told("session that it is a copy of, from the moment of the copy on; missing otherwise and after a resume")
+    ] = ""
     findings: Annotated[dict[str, int], told("packets that broke a rule of TCP/IP, by finding (compliance.md)")]
     planted: Annotated[
         dict[str, int], told("packets given a defect on purpose, by defect (compliance.md); missing if none was")

@@ -103,6 +103,10 @@ class PayloadWriter:
         self._last_flow: int = -1
         self._last: list[Speaker] = []
 
+    def draw_from(self, stream: Random) -> None:
+        """Another stream, for flows that begin from here on."""
+        self._stream = stream
+
     def fill(self, headers: Headers, flow: int, direction: int, kind: int) -> None:
         """Set ``headers.body``.
 
