@@ -92,6 +92,8 @@ download = 1
 directory = "{folder}/captures"
 slice_duration = "2s"
 free_disk = "1MB"
+[snapshot]
+interval = "1s"
 [metrics]
 port = {port}
 """
@@ -144,8 +146,9 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]
         server, deadline = Prometheus(f"http://127.0.0.1:{port}"), time.monotonic() + 60
         while time.monotonic() < deadline:
             with contextlib.suppress(OSError):
-                enough = server.query("count_over_time(netssmd_flow_findings_total{finding='handshake'}[1m]) > 9")
-                if enough and server.query("netssmd_files_written_total > 1"):
+                enough = server.query("count_over_time(netssmd_tcp_flow_findings_total{finding='handshake'}[1m]) > 9")
+                saved = server.query("netssmd_snapshot_timestamp_seconds")
+                if enough and saved and server.query("netssmd_files_written_total > 1"):
                     break
             time.sleep(0.2)
         else:

@@ -105,10 +105,10 @@ PANELS: dict[str, tuple[Panel, ...]] = {
               ((f"100 * sum by (finding) (rate(netssmd_findings_total{RATE})) / on () group_left () "
                 f"sum(rate(netssmd_packets_total{RATE}))", "{{finding}}"),), 12),
         Panel("TCP flows by ending", "timeseries", "cps",
-              (per_second("netssmd_flows_total", "ending"),), 6, stack=True),
+              (per_second("netssmd_tcp_flows_ended_total", "ending"),), 6, stack=True),
         Panel("Complete handshakes", "timeseries", "percentunit",
-              (('sum(rate(netssmd_flow_findings_total{finding="handshake",instance=~"$instance"}[$__rate_interval]))'
-                f" / sum(rate(netssmd_flows_total{RATE}))", "of TCP flows"),), 6),
+              (('sum(rate(netssmd_tcp_flow_findings_total{finding="handshake",instance=~"$instance"}[$__rate_interval]))'
+                f" / sum(rate(netssmd_tcp_flows_ended_total{RATE}))", "of TCP flows"),), 6),
     ),
     "Sinks": (
         Panel("Packets by sink", "timeseries", "pps", (per_second("netssmd_sink_packets_total", "sink"),), 6),
@@ -118,7 +118,8 @@ PANELS: dict[str, tuple[Panel, ...]] = {
         Panel("Disk", "timeseries", "bytes",
               (gauge("netssmd_disk_free_bytes", "free"), gauge("netssmd_disk_floor_bytes", "floor")), 6),
         Panel("Snapshots", "timeseries", "s",
-              (gauge("netssmd_snapshot_age_seconds", "age"), gauge("netssmd_snapshot_stall_seconds", "stall")), 6),
+              ((f"time() - netssmd_snapshot_timestamp_seconds{ONE}", "age {{instance}}"),
+               gauge("netssmd_snapshot_stall_seconds", "stall")), 6),
         Panel("Snapshots that failed", "timeseries", "cps",
               (per_second("netssmd_snapshots_failed_total"),), 6),
         Panel("Events", "timeseries", "cps", (per_second("netssmd_events_total", "kind"),), 12),

@@ -79,7 +79,7 @@ class Keeper:
 
     Attributes:
         written, failed, refused: snapshots so far; failed ones were not written, refused ones not resumed.
-        newest: the last one written by this run. taken_ns: monotonic time of it.
+        newest: the last one written by this run. taken_ns, wall_ns: monotonic time and wall time of it, 0 before it.
     """
 
     def __init__(self, store: Store, identity: Identity) -> None:
@@ -90,6 +90,7 @@ class Keeper:
         self.refused = 0
         self.newest: Written | None = None
         self.taken_ns = 0
+        self.wall_ns = 0
         self.resumed: Resumed | None = None
         self._cut_last: Cut | None = None
         self._taking = threading.Lock()
@@ -245,7 +246,7 @@ class Keeper:
             cut.id, path, size, sessions, len(cut.packets), cut.stood_ns, time.monotonic_ns() - begun_ns
         )
         self.written += 1
-        self.taken_ns = time.monotonic_ns()
+        self.taken_ns, self.wall_ns = time.monotonic_ns(), time.time_ns()
         return self.newest
 
     def take_or_tell(self) -> None:
