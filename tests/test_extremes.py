@@ -10,10 +10,10 @@ import pytest
 from test_service import FakeModel
 
 from netssmd import cli
+from netssmd.codec.vocab import MOST
 from netssmd.commands import generate
 from netssmd.daemon.config import Config, Duration, Interval, Size, parse
 from netssmd.daemon.service import serve
-from netssmd.engine.mix import MOST
 from netssmd.errors import ConfigError, NetssmdError
 
 # What each kind of value is tried with.

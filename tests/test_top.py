@@ -49,7 +49,9 @@ def test_live_until_ctrl_c(tmp_path: Path) -> None:
         assert "label-0" in out
 
 
-def test_top_imports_nothing_heavy() -> None:
-    code = "import netssmd.commands.top, rich.live, netssmd.daemon.control_client, sys; print(*sys.modules)"
+@pytest.mark.parametrize("other_end", ["control_client", "fleet"])
+def test_top_and_ctl_import_nothing_heavy(other_end: str) -> None:
+    code = "import netssmd.commands.top, netssmd.commands.ctl, rich.live, sys\n"
+    code += f"import netssmd.daemon.{other_end}; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not {"numpy", "torch", "scapy", "prometheus_client", "uvloop"} & set(done.stdout.split())

@@ -256,6 +256,8 @@ def _log_edges(lo: float, hi: float, per_octave: int) -> tuple[float, ...]:
 
 # Condition columns of a manifest: name, first and last edge, bins an octave.
 CONDITIONS: Final = (("rtt_ms", 1.0, 1024.0, 2), ("rate_mbit", 0.5, 16384.0, 1), ("loss_pct", 0.02, 20.48, 1))
+# The most that one may be: far beyond what the model tells apart, and still a link that could exist.
+MOST: Final = {"rtt_ms": 60_000.0, "rate_mbit": 1_000_000.0, "loss_pct": 100.0}
 
 
 def conditions_from(row: int) -> tuple[Condition, ...]:

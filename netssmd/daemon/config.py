@@ -15,9 +15,9 @@ from typing import Literal
 import msgspec
 
 from netssmd import tomlfile
+from netssmd.codec.vocab import MOST
 from netssmd.daemon.events import EVENTS
 from netssmd.daemon.topics import NAME
-from netssmd.engine.mix import MOST
 from netssmd.errors import NetssmdError
 from netssmd.output.ledger import ATTACKS
 from netssmd.packet.mutants import LIVE

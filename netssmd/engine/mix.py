@@ -23,8 +23,6 @@ CONDITIONS: dict[str, tuple[float, float, bool]] = {
     "rate_mbit": (18.0, 1000.0, True),
     "loss_pct": (0.0, 2.0, False),
 }
-# The most that a condition may be: far beyond what the model tells apart, and still a link that could exist.
-MOST: dict[str, float] = {"rtt_ms": 60_000.0, "rate_mbit": 1_000_000.0, "loss_pct": 100.0}
 
 
 @dataclass(frozen=True, slots=True)
