@@ -122,7 +122,8 @@ def main() -> None:
         require_fit(config, model, sys.argv[1])
         return config
 
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(message)s")
+    level = read().log.level.upper()
+    logging.basicConfig(stream=sys.stderr, level=level, format="%(levelname)s %(message)s")
     serve(read(), model, on_ready=lambda service: print("ready", file=sys.stderr, flush=True), load=read)
 
 

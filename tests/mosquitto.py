@@ -43,9 +43,12 @@ def free_port() -> int:
 
 
 class Mosquitto:
-    """Started at once. users: name -> password; none: anybody may do anything. tls: with certificates made here."""
+    """Started at once. users: name -> password; none: anybody may do anything. tls: with certificates made here.
+    demanding: of clients, too (client.pem, client.key; stranger.pem is another authority's)."""
 
-    def __init__(self, folder: Path, users: dict[str, str] | None = None, tls: bool = False) -> None:
+    def __init__(
+        self, folder: Path, users: dict[str, str] | None = None, tls: bool = False, demanding: bool = False
+    ) -> None:
         if shutil.which("mosquitto") is None:
             pytest.skip("mosquitto is not installed: tools/test_programs.sh installs it")
         pytest.importorskip("aiomqtt")
@@ -69,6 +72,9 @@ class Mosquitto:
             certificates(folder)
             lines += [f"cafile {folder / 'ca.pem'}", f"certfile {folder / 'server.pem'}",
                       f"keyfile {folder / 'server.key'}"]  # fmt: skip
+        if demanding:
+            client_certificates(folder)
+            lines.append("require_certificate true")
         (folder / "mosquitto.conf").write_text("\n".join(lines) + "\n")
         self.start()
 
@@ -94,18 +100,28 @@ class Mosquitto:
         self.kill()
 
 
+def openssl(folder: Path, *arguments: object) -> None:
+    subprocess.run(["openssl", *map(str, arguments)], check=True, capture_output=True, cwd=folder)
+
+
+NEW = ("req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2")
+
+
 def certificates(folder: Path) -> None:
     """An authority (ca.pem) and a certificate for localhost and 127.0.0.1 (server.pem, server.key), by openssl."""
     if shutil.which("openssl") is None:
         pytest.skip("openssl is not installed")
-
-    def openssl(*arguments: object) -> None:
-        subprocess.run(["openssl", *map(str, arguments)], check=True, capture_output=True, cwd=folder)
-
-    new = ("req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2")
-    openssl(*new, "-x509", "-subj", "/CN=test authority", "-keyout", "ca.key", "-out", "ca.pem",
+    openssl(folder, *NEW, "-x509", "-subj", "/CN=test authority", "-keyout", "ca.key", "-out", "ca.pem",
             "-addext", "keyUsage=critical,keyCertSign")  # fmt: skip
-    openssl(*new, "-subj", "/CN=localhost", "-keyout", "server.key", "-out", "server.csr")
+    openssl(folder, *NEW, "-subj", "/CN=localhost", "-keyout", "server.key", "-out", "server.csr")
     (folder / "names").write_text("subjectAltName=DNS:localhost,IP:127.0.0.1\n")
-    openssl("x509", "-req", "-in", "server.csr", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-days", "2",
-            "-extfile", "names", "-out", "server.pem")  # fmt: skip
+    openssl(folder, "x509", "-req", "-in", "server.csr", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial",
+            "-days", "2", "-extfile", "names", "-out", "server.pem")  # fmt: skip
+
+
+def client_certificates(folder: Path) -> None:
+    """Of the same authority (client.pem, client.key), and one that nobody signed (stranger.pem, stranger.key)."""
+    openssl(folder, *NEW, "-subj", "/CN=one", "-keyout", "client.key", "-out", "client.csr")
+    openssl(folder, "x509", "-req", "-in", "client.csr", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial",
+            "-days", "2", "-out", "client.pem")  # fmt: skip
+    openssl(folder, *NEW, "-x509", "-subj", "/CN=one", "-keyout", "stranger.key", "-out", "stranger.pem")

@@ -4,8 +4,10 @@ passwords, access lists, a broker that goes and comes back, work for whoever has
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -280,6 +282,57 @@ def test_tls_passwords_and_the_access_list(tmp_path: Path, capsys: pytest.Captur
             assert live.stop() == 0
             for secret in USERS.values():
                 assert secret not in live.log and secret not in status and secret.encode() not in command_line
+
+
+def certified(broker: Mosquitto, name: str) -> str:
+    """The section of a node whose certificate is `name`.pem; "" for none."""
+    own = f'certificate_file = "{broker.folder}/{name}.pem"\nkey_file = "{broker.folder}/{name}.key"\n' if name else ""
+    return section(broker, name or "none", f'tls = true\nca_file = "{broker.folder}/ca.pem"\n{own}')
+
+
+def test_a_broker_that_demands_certificates(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with Mosquitto(tmp_path / "m", tls=True, demanding=True) as broker:
+        with LiveDaemon(tmp_path / "d", certified(broker, "client")) as live:
+            wait_for(lambda: live.said("connected as node client"))
+            key = (broker.folder / "client.key").read_text().splitlines()[1]
+            assert cli.run(["ctl", "status", "--node", "client", "-c", str(live.file)]) == 0
+            assert live.stop() == 0 and key not in live.log and "client.key" not in capsys.readouterr().out
+        refusals = {"": "certificate required", "stranger": "unknown ca"}
+        nobody = [LiveDaemon(tmp_path / f"d{name}", certified(broker, name)) for name in refusals]  # both at once
+        for live, says in zip(nobody, refusals.values()):
+            with live:
+                wait_for(lambda live=live: live.said("trying again"))  # type: ignore[misc]
+                (line,) = [line for line in live.lines if "trying again" in line]
+                assert f"mqtt: 127.0.0.1:{broker.port}: " in line and says in line and "Traceback" not in live.log
+                assert live.stop() == 0
+        assert cli.run(["ctl", "status", "--node", "one", "-c", str(nobody[0].file)]) == 1
+        assert "certificate required" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("how", ["file", "credentials"])
+def test_no_secret_shows(tmp_path: Path, how: str) -> None:
+    """Not in the log (at its chattiest), the process list, the status or what --check-config says; the right password
+    and a wrong one."""
+    secret = "correct-horse-battery"
+    with Mosquitto(tmp_path / "m", {"one": secret, "operator": "x"}) as broker:
+        (broker.folder / "wrong").write_text("wrong-horse\n")
+        environment = {"CREDENTIALS_DIRECTORY": str(broker.folder)} if how == "credentials" else {}
+        folder = "$CREDENTIALS_DIRECTORY" if how == "credentials" else str(broker.folder)
+        for name, says in (("one.password", "connected as node one"), ("wrong", "Not authorized")):
+            text = section(broker, "one", f'user = "one"\npassword_file = "{folder}/{name}"\n')
+            text += '[log]\nlevel = "debug"\n'
+            with LiveDaemon(tmp_path / name, text, environment=environment) as live:
+                wait_for(lambda live=live, says=says: live.said(says))  # type: ignore[misc]
+                seen = [Path(f"/proc/{live.process.pid}/{what}").read_bytes() for what in ("cmdline", "environ")]
+                seen.append(json.dumps(Asker(broker.folder / "one.s").ask("status")).encode())
+                check = [sys.executable, "-m", "netssmd", "run", "--check-config", "-c", str(live.file)]
+                checked = subprocess.run(check, capture_output=True, env={**os.environ, **environment}, timeout=60)
+                assert checked.returncode == 0 and b"ok" in checked.stderr
+                assert live.stop() == 0
+                seen += [checked.stdout, checked.stderr, live.log.encode()]
+            for one in seen:
+                assert secret.encode() not in one and b"wrong-horse" not in one
+    assert b"CREDENTIALS_DIRECTORY" in seen[1] or how == "file"
 
 
 def test_a_wrong_password_is_told_and_the_daemon_runs(tmp_path: Path) -> None:

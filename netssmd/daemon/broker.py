@@ -6,6 +6,7 @@ process list or a log; `$CREDENTIALS_DIRECTORY/name` in a path is systemd's Load
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import ssl
@@ -84,9 +85,25 @@ def check(settings: Mqtt) -> None:
     tls_of(settings)
 
 
-def client(settings: Mqtt, identifier: str = "", will: Any = None) -> aiomqtt.Client:
+class _Heard(logging.Handler):
+    """Keeps what the MQTT library logs; a broker that refuses a certificate is told of there, and nowhere else."""
+
+    def __init__(self, heard: list[str]) -> None:
+        super().__init__(logging.WARNING)
+        self._heard = heard
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._heard[:] = [record.getMessage()]
+
+
+def why(error: BaseException, heard: list[str]) -> str:
+    """What ended a connection, with what the library had to say of it."""
+    return f"{error} ({heard[-1]})" if heard else str(error)
+
+
+def client(settings: Mqtt, heard: list[str], identifier: str = "", will: Any = None) -> aiomqtt.Client:
     """A client that is not connected yet; `async with` connects. TCP_NODELAY, or else replies wait for 40 ms and
-    more. Raises ConfigError."""
+    more. `heard`: the library's last complaint, see `why`. Raises ConfigError."""
     try:
         import aiomqtt
     except ImportError:
@@ -94,11 +111,14 @@ def client(settings: Mqtt, identifier: str = "", will: Any = None) -> aiomqtt.Cl
     from paho.mqtt.packettypes import PacketTypes
     from paho.mqtt.properties import Properties
 
+    logger = logging.Logger("mqtt")
+    logger.addHandler(_Heard(heard))
     properties = Properties(PacketTypes.CONNECT)
     properties.MaximumPacketSize = LARGEST_PACKET
     return aiomqtt.Client(
         settings.host,
         port_of(settings),
+        logger=logger,
         username=settings.user or None,
         password=password_of(settings),
         identifier=identifier or None,

@@ -116,8 +116,9 @@ async def _close(stream: AsyncGenerator[Tree, None]) -> None:
 
 
 async def _messages(settings: Mqtt, wanted: list[str]) -> AsyncGenerator[Tree, None]:
-    with _plain_errors(settings):
-        async with broker.client(settings) as client:
+    heard: list[str] = []
+    with _plain_errors(settings, heard):
+        async with broker.client(settings, heard) as client:
             for topic in wanted:
                 await client.subscribe(topic)
             async for message in client.messages:
@@ -134,19 +135,20 @@ def _tree(payload: object) -> Tree | None:
 
 
 @contextlib.contextmanager
-def _plain_errors(settings: Mqtt) -> Iterator[None]:
+def _plain_errors(settings: Mqtt, heard: list[str]) -> Iterator[None]:
     """What connecting and asking raise, as one line that names the broker."""
     import aiomqtt
 
     try:
         yield
     except (aiomqtt.MqttError, OSError) as error:
-        raise NetssmdError(f"broker {settings.host}:{broker.port_of(settings)}: {error}") from None
+        raise NetssmdError(f"broker {settings.host}:{broker.port_of(settings)}: {broker.why(error, heard)}") from None
 
 
 async def _guarded(settings: Mqtt, work: Callable[..., Any], timeout: float) -> Any:
-    client = broker.client(settings)
-    with _plain_errors(settings):
+    heard: list[str] = []
+    client = broker.client(settings, heard)
+    with _plain_errors(settings, heard):
         async with client:
             return await work(client, settings.prefix, timeout)
 

@@ -74,6 +74,7 @@ class Node:
         self._beat = asyncio.Event()
         self._passing: set[asyncio.Task[None]] = set()
         self._working = False  # subscribed to work
+        self._heard: list[str] = []  # of the library, about the connection
 
     async def run(self) -> None:
         """Connect, serve, and again, until the daemon is over."""
@@ -83,9 +84,10 @@ class Node:
             try:
                 await self._connection()
             except (aiomqtt.MqttError, OSError, TimeoutError, NetssmdError) as error:
+                said = broker.why(error, self._heard)
                 if self.state.state == CONNECTED or not self.state.error:
-                    log.warning("mqtt: %s:%d: %s; trying again", self.state.host, self.state.port, error)
-                self.state.error = str(error)[:200]
+                    log.warning("mqtt: %s:%d: %s; trying again", self.state.host, self.state.port, said)
+                self.state.error = said[:200]
             self.state.state = WAITING
             if time.monotonic() - begun > LONGEST_WAIT_SECONDS:
                 wait_seconds = FIRST_WAIT_SECONDS
@@ -100,7 +102,8 @@ class Node:
     async def _connection(self) -> None:
         """One connection, from its beginning to its end; raises what ended it."""
         will = aiomqtt.Will(self._status_topic, self._offline(), qos=1, retain=True)
-        async with broker.client(self.settings, f"{self._prefix}-{self.state.node}", will) as client:
+        self._heard.clear()
+        async with broker.client(self.settings, self._heard, f"{self._prefix}-{self.state.node}", will) as client:
             await self._publish_status(client)
             for topic in self._command_topics():
                 await client.subscribe(topic, qos=1)
