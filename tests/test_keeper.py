@@ -14,16 +14,21 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from netssmd.daemon.addresses import Plans
 from netssmd.daemon.config import Config, parse
 from netssmd.daemon.keeper import Identity, Keeper
+from netssmd.daemon.retarget import retarget
 from netssmd.daemon.service import Service
 from netssmd.daemon.snapshots import Store
 from netssmd.engine.opening import OpenModel, open_model
 from netssmd.engine.scheduler import Scheduler
+from netssmd.engine.session import Session
 from netssmd.errors import SnapshotError
 from netssmd.packet.pcap import Packet, read_capture
 
@@ -266,7 +271,7 @@ def test_another_model_is_refused_and_an_older_snapshot_taken(model: OpenModel, 
     saved = store.read(older)
     assert saved.head["model_hash"] == model.hash
     keeper = Keeper(store, Identity("f" * 64, "topspeed", 5))
-    assert keeper.find(lambda seed: {}) is None and keeper.refused == 2
+    assert keeper.find(lambda seed, plans: {}) is None and keeper.refused == 2
     for path in older.parent.glob("*.refused"):
         path.rename(path.with_suffix(""))
     newer.write_bytes(b"broken")
@@ -278,6 +283,50 @@ def test_fresh_begins_anew(model: OpenModel, stopped: Path, tmp_path: Path, capl
     again(stopped, tmp_path)
     service = Service(top_speed(tmp_path), model, fresh=True)
     assert service.keeper and service.keeper.resumed is None and "begins anew" in caplog.text
+
+
+def test_sessions_keep_the_address_plan_that_they_began_with(model: OpenModel, tmp_path: Path) -> None:
+    """Over a reload that changes [addresses], a restart, and another one."""
+    traffic = "[traffic]\nseed = 6\nconcurrency = {}\nramp = '0s'\n"
+    old = parse(settings(tmp_path, traffic.format(8)).replace("[output]", "[output]\nmark = 'oui'"), "test")
+    new = msgspec.structs.replace(
+        old,
+        traffic=msgspec.structs.replace(old.traffic, concurrency=12),
+        addresses=msgspec.structs.replace(old.addresses, clients=("10.7.0.0/16", "2001:db8:7::/64")),
+    )
+    first = Service(old, model)
+
+    async def reloaded_and_stopped() -> None:
+        running = asyncio.create_task(first.run())
+        while not (hasattr(first, "output") and first.output.counters.total_packets >= 20):
+            await asyncio.sleep(0.005)
+        assert retarget(first, new) == (["traffic.concurrency", "addresses.clients"], [])
+        while len(plans(lane.scheduler.sessions() for lane in first.lanes)) < 2:
+            assert not running.done()
+            await asyncio.sleep(0.001)
+        first.stop()
+        await running
+
+    def plans(lanes: Iterable[list[Session]]) -> set[str]:
+        return {str(one.identities.plan.pools[0, 4].networks[0]) for lane in lanes for one in lane if one.identities}
+
+    asyncio.run(reloaded_and_stopped())
+    for _ in range(2):
+        service = Service(new, model)
+        assert service.keeper and service.keeper.resumed
+        kept = [session for _, session, *_ in service.keeper.resumed.sessions]
+        assert plans([kept]) == {"198.18.0.0/16", "10.7.0.0/16"}
+        both = list(service.plans.by_key().values())
+        for session in kept:
+            plan = session.identities.plan  # type: ignore[union-attr]
+            assert any(plan is one for one in both) and plan.mark == "oui"
+        asyncio.run(until(service, 1))
+
+
+def test_plans_of_a_snapshot_that_are_none_are_refused(model: OpenModel) -> None:
+    for told in ({"k": 1}, {"k": [{"clients": 3}, "none"]}, {"k": [{"clients": ["x"]}, "none"]}, [1]):
+        with pytest.raises(SnapshotError, match="no plan now"):
+            Plans(1).take(told, "")  # type: ignore[arg-type]
 
 
 def test_a_snapshot_is_bounded(model: OpenModel, stopped: Path, tmp_path: Path) -> None:

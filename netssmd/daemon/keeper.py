@@ -11,7 +11,7 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -102,9 +102,11 @@ class Keeper:
 
     # --- at the start ---------------------------------------------------------------------------------------------
 
-    def find(self, named: Callable[[int], snapshot.Named], fresh: bool = False) -> Resumed | None:
+    def find(
+        self, named: Callable[[int, Mapping[str, Any]], snapshot.Named], fresh: bool = False
+    ) -> Resumed | None:
         """The newest snapshot that fits; others are set aside, all of them if the run shall begin anew. `named`: from a
-        seed, what sessions refer to."""
+        seed, and address plans of the run before, what sessions refer to."""
         for path in reversed(self.store.paths()):
             if fresh:
                 self._put_aside(path, "the run begins anew, as asked")
@@ -121,7 +123,7 @@ class Keeper:
         aside = self.store.set_aside(path)
         log.warning("snapshot %s: %s; %s", path, why, f"set aside as {aside.name}" if aside else "it stays where it is")
 
-    def _open(self, path: Path, named: Callable[[int], snapshot.Named]) -> Resumed:
+    def _open(self, path: Path, named: Callable[[int, Mapping[str, Any]], snapshot.Named]) -> Resumed:
         saved = self.store.read(path)
         head, own = saved.head, self.identity
         try:
@@ -131,7 +133,7 @@ class Keeper:
             seed = int(head["seed"])
             if own.seed and own.seed != seed:
                 raise SnapshotError(f"made with seed {seed}; this run has {own.seed}")
-            things = named(seed)
+            things = named(seed, head.get("plans", {}))
             layout = head["layout"]
             arrivals = snapshot.restore(saved.board["arrivals"], things, layout)
             if type(arrivals) is not Arrivals:
@@ -196,11 +198,16 @@ class Keeper:
     # --- while it runs --------------------------------------------------------------------------------------------
 
     def begin(
-        self, named: snapshot.Named, board: Board, lanes: Sequence[EngineLane], output: OutputLane,
-        on_cut: Callable[[Sequence[SessionMeta], str], None],
+        self, named: Callable[[], snapshot.Named], plans: Callable[[], Mapping[str, Any]], board: Board,
+        lanes: Sequence[EngineLane], output: OutputLane, on_cut: Callable[[Sequence[SessionMeta], str], None],
     ) -> None:  # fmt: skip
-        """What snapshots are taken of."""
-        self._cut = partial(Cut, named, board, lanes, output, on_cut=on_cut)
+        """What snapshots are taken of. `named`: what sessions refer to now, `plans`: address plans among that."""
+
+        def cut(id: str, last: bool = False) -> Cut:
+            return Cut(named(), board, lanes, output, id, last, on_cut)
+
+        self._cut = cut
+        self._plans = plans
         self._board = board
 
     def _id(self) -> str:
@@ -239,6 +246,7 @@ class Keeper:
             "wall_ns": time.time_ns(),
             "last": cut.last,
             "findings": [finding.name for finding in FINDINGS],
+            "plans": self._plans(),
         }
         path, size = self.store.write(frames(cut, head))
         sessions = sum(len(copy.sessions) for copy in cut.copies.values())

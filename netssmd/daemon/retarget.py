@@ -231,7 +231,7 @@ def _temperatures(service: Service, config: Config) -> None:
 
 
 def _plan(service: Service, config: Config) -> None:
-    service.plan = plan_of(config.addresses, service.seed, mark=config.output.mark)
+    service.plan = service.plans.of(config.addresses, service.config.output.mark)
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,14 +20,14 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from netssmd import __version__
 from netssmd.codec.vocab import Vocabulary
 from netssmd.daemon import broker, build, retarget
-from netssmd.daemon.addresses import plan_of
+from netssmd.daemon.addresses import Plans
 from netssmd.daemon.board import Board, start_thread
 from netssmd.daemon.build import Model
 from netssmd.daemon.clock import Clock
@@ -44,6 +44,7 @@ from netssmd.daemon.status import Rates, Status, line, status_of
 from netssmd.daemon.watchdog import Pulse, stuck
 from netssmd.engine import snapshot
 from netssmd.engine.mix import Arrivals, RateCap
+from netssmd.engine.plan import AddressPlan
 from netssmd.engine.scheduler import FOR_EVER, Scheduler
 from netssmd.engine.session import Limits, Session, SessionInfo
 from netssmd.errors import ConfigError, NetssmdError, SnapshotError
@@ -79,13 +80,17 @@ class Service:
         self.model = model
         self.load = load
         self.backend_name: str = engine.backend
+        self.plans: Plans
+        self.plan: AddressPlan
         self.keeper: Keeper | None = build.keeper(config, model)
-        resumed = self.keeper.find(self._named, fresh) if self.keeper else None
+        resumed = self.keeper.find(self._named_before, fresh) if self.keeper else None
         self.seed = resumed.seed if resumed else traffic.seed or secrets.randbits(32) + 1
         self.mix = retarget.mix_of(config, model.labels, self.seed)
         self.slots = retarget.slots_of(config)
         self.threads = min(build.thread_count(engine.threads), traffic.concurrency or self.slots)
-        self.plan = plan_of(config.addresses, self.seed, mark=config.output.mark)
+        if resumed is None:
+            self.plans = Plans(self.seed)
+        self.plan = self.plans.of(config.addresses, config.output.mark)
         self.limits = Limits(traffic.session_packets, int(traffic.session_duration))
         self.temperatures = model.temperatures(traffic.temperature, traffic.temperatures)
         self.cap_packets_per_second = traffic.packets_per_second
@@ -109,9 +114,16 @@ class Service:
         self._begun = 0.0
         self._pulses: list[Pulse] = []  # when the watchdog was last fed
 
-    def _named(self, seed: int) -> snapshot.Named:
+    def _named_before(self, seed: int, plans: Mapping[str, Any]) -> snapshot.Named:
+        """What the sessions of a snapshot refer to."""
+        self.plans = Plans(seed)
+        self.plans.take(plans, self.config.addresses.names)
+        self.plan = self.plans.of(self.config.addresses, self.config.output.mark)
+        return self._named()
+
+    def _named(self) -> snapshot.Named:
         assert isinstance(self.model.vocabulary, Vocabulary)
-        return snapshot.named_things(self.model.vocabulary, plan_of(self.config.addresses, seed))
+        return snapshot.named_things(self.model.vocabulary, self.plan, self.plans.by_key())
 
     # --- building
     # ------------------------------------------------------------------------------------------------------
@@ -161,7 +173,7 @@ class Service:
         stored = self.ring.last_stored() if keeper.resumed and topspeed and self.ring is not None else None
         if stored is not None and stored[0] >= self.output.release.released_ns:
             self.output.skip(*stored)
-        keeper.begin(self._named(self.seed), self.board, self.lanes, self.output, self._cut)
+        keeper.begin(self._named, self.plans.told, self.board, self.lanes, self.output, self._cut)
 
     def _cut(self, sessions: Sequence[SessionMeta], snapshot_id: str) -> None:
         if self.ring is not None:

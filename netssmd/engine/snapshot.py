@@ -195,13 +195,16 @@ def layout() -> Layout:
     return {shape.name: list(shape.attributes) for shape in _SHAPES.values()}
 
 
-def named_things(vocabulary: Vocabulary | ByteVocabulary, plan: AddressPlan) -> dict[str, object]:
-    """What sessions refer to but do not own, by name."""
+def named_things(
+    vocabulary: Vocabulary | ByteVocabulary, plan: AddressPlan, plans: Mapping[str, AddressPlan] | None = None
+) -> dict[str, object]:
+    """What sessions refer to but do not own, by name. `plan`: the one in force; `plans`: all that sessions may have, by
+    a name that tells them apart in every run."""
     writers = {f"writer {row[0].__name__}": row[0] for row in WRITERS.values()}
-    plans = {f"plan {label}": plan.for_label(label) for label in vocabulary.labels}
+    of_labels = {f"plan {label}": plan.for_label(label) for label in vocabulary.labels}
     timing = {"timing": vocabulary.timing} if isinstance(vocabulary, ByteVocabulary) else {}
     return {
-        **plans,
+        **of_labels,
         **timing,
         "vocabulary": vocabulary,
         "plan": plan,
@@ -211,6 +214,11 @@ def named_things(vocabulary: Vocabulary | ByteVocabulary, plan: AddressPlan) -> 
         "render_marked": render_marked,
         f"writer {filler.__name__}": filler,
         **writers,
+        **{
+            f"plan {label} of {key}": one.for_label(label)
+            for key, one in (plans or {}).items()
+            for label in vocabulary.labels
+        },
     }
 
 
@@ -279,7 +287,7 @@ class _Walk:
         if isinstance(thing, int):  # a quantity of the configuration
             return int(thing)
         name = self._names.get(id(thing))
-        if kind is AddressPlan:  # also one that was replaced since: the session goes on with the one in force
+        if kind is AddressPlan and name is None:  # one that nobody knows: the session goes on with the one in force
             name = self._plan
         if name is not None:
             return [NAMED, name]
