@@ -523,3 +523,14 @@ def test_the_weight_type_follows_the_checkpoint() -> None:
     tensors = lively(config)
     assert CpuBackend(config, tensors).weights == "fp32"
     assert CpuBackend(config, rounded(tensors, "bf16")).weights == "bf16"
+
+
+def test_a_binary_of_older_sources_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    from netssmd import freshness
+    from netssmd.errors import NetssmdError
+    from netssmd.model.cpu_backend import require_fresh
+
+    require_fresh()
+    monkeypatch.setattr(freshness, "built_from", lambda: {freshness.CPU_BACKEND: "00", "netssmd.packet.wire": "00"})
+    with pytest.raises(NetssmdError, match=r"_cpu was compiled from older sources; `make setup` builds it again"):
+        require_fresh()

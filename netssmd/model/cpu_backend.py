@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from netssmd import freshness
 from netssmd.errors import NetssmdError
 from netssmd.model.backend import Floats, Ints, NonFiniteState
 from netssmd.model.config import ModelConfig
@@ -37,6 +38,15 @@ WEIGHT_TYPES = ("fp32", "bf16", "int8")
 def available_isas() -> list[str]:
     """Instruction sets that this build and machine have, best first; empty where the module is not compiled."""
     return [] if _cpu is None else list(_cpu.available_isas())
+
+
+def require_fresh() -> None:
+    """Raises NetssmdError where the module was compiled from other C++ sources than those that lie here: its calls may
+    take other arguments by now."""
+    module = freshness.CPU_BACKEND
+    built = {name: then for name, then in freshness.built_from().items() if name == module}
+    if freshness.stale_modules(os.path.dirname(os.path.abspath(freshness.__file__)), built):
+        raise NetssmdError(f"cpu backend: {module} was compiled from older sources; `make setup` builds it again")
 
 
 class CpuBackend:
@@ -133,17 +143,21 @@ class CpuBackend:
         """
         slots = np.ascontiguousarray(slots, np.int32)
         tokens = np.empty(slots.shape, np.int32)
-        broken = self._decoder.step(
-            slots,
-            np.ascontiguousarray(rows, np.int32),
-            np.ascontiguousarray(ranges, np.int32),
-            np.ascontiguousarray(uniforms, np.float32),
-            np.ascontiguousarray(temperatures, np.float32),
-            tokens,
-            None if factors is None else np.ascontiguousarray(factors, np.float32),
-            None if factors_at is None else np.ascontiguousarray(factors_at, np.int32),
-            removed,
-        )
+        try:
+            broken = self._decoder.step(
+                slots,
+                np.ascontiguousarray(rows, np.int32),
+                np.ascontiguousarray(ranges, np.int32),
+                np.ascontiguousarray(uniforms, np.float32),
+                np.ascontiguousarray(temperatures, np.float32),
+                tokens,
+                None if factors is None else np.ascontiguousarray(factors, np.float32),
+                None if factors_at is None else np.ascontiguousarray(factors_at, np.int32),
+                removed,
+            )
+        except TypeError:
+            require_fresh()
+            raise
         if broken:
             raise NonFiniteState([int(slots[i]) for i in broken], tokens)
         return tokens
