@@ -37,7 +37,7 @@ HAS_HEADERS = import sysconfig, os; os.stat(sysconfig.get_path("include") + "/Py
 CAN_APT = [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null
 
 NATIVE_SOURCES = pyproject.toml CMakeLists.txt netssmd/freshness.py $(wildcard cmake/*) \
-  $(wildcard netssmd/model/cpu/* netssmd/output/native/*) $(wildcard $(shell grep -v '^\#' cmake/mypyc_modules.txt)) \
+  $(wildcard netssmd/model/cpu/* netssmd/output/native/* netssmd/packet/native/*) $(wildcard $(shell grep -v '^\#' cmake/mypyc_modules.txt)) \
   $(wildcard netssmd/packet/*.py netssmd/codec/*.py)
 
 .PHONY: setup run test check bench clean install-service install-program install-units

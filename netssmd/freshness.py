@@ -17,7 +17,11 @@ from collections.abc import Sequence
 from importlib.machinery import ModuleSpec
 
 CPU_BACKEND = "netssmd.model._cpu"
-NATIVE = {CPU_BACKEND: os.path.join("model", "cpu"), "netssmd.output._pacer": os.path.join("output", "native")}
+NATIVE = {
+    CPU_BACKEND: os.path.join("model", "cpu"),
+    "netssmd.output._pacer": os.path.join("output", "native"),
+    "netssmd.packet._sum16": os.path.join("packet", "native"),
+}
 """Modules written in C++, and the folders of their sources."""
 
 

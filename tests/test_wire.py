@@ -168,3 +168,13 @@ def test_a_transport_checksum_is_no_difference() -> None:
     assert first_difference((5, data, 54), (6, data, 54)) == Difference("ts_ns", -1, "5", "6")
     assert str(first_difference((5, data, 54), (5, data, 55))) == "orig_len is 55, was 54"
     assert str(first_difference((5, data, 54), (5, data[:-1], 54))) == "captured_len at byte 53 is 53, was 54"
+
+
+@given(data=st.binary(max_size=2000), zeros=st.booleans())
+def test_the_compiled_sum_is_that_of_the_definition(data: bytes, zeros: bool) -> None:
+    data = bytes(len(data)) if zeros else data
+    padded = data + bytes(len(data) % 2)
+    words = sum(int.from_bytes(padded[i : i + 2], "big") for i in range(0, len(padded), 2))
+    while words > 0xFFFF:
+        words = (words >> 16) + (words & 0xFFFF)
+    assert wire.sum16(data) == words

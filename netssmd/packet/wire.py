@@ -17,7 +17,13 @@ ICMP RFC 792; ICMPv6 RFC 4443; Internet checksum RFC 1071.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
+
+try:
+    from netssmd.packet._sum16 import sum16 as _compiled_sum16  # type: ignore[import-not-found, unused-ignore]
+except ImportError:
+    _compiled_sum16 = None
 
 NOT_IP: Final = 0
 ARP: Final = 1
@@ -45,6 +51,9 @@ ETHERTYPE_IPV4: Final = 0x0800
 ETHERTYPE_ARP: Final = 0x0806
 ETHERTYPE_IPV6: Final = 0x86DD
 _MAX_TAGS: Final = 4
+
+_native_sum16: Final[Callable[[bytes], int] | None] = _compiled_sum16
+_SHORT: Final = 48  # bytes, up to which the call costs more than the sum
 
 
 class Headers:
@@ -282,6 +291,9 @@ def sum16(data: bytes) -> int:
     A whole number is congruent to its digit sum in base 65536 modulo 65535, so one division does the whole sum;
     zero is returned as 65535 unless all bytes are zero, as ones' complement addition would.
     """
+    if _native_sum16 is not None and len(data) > _SHORT:
+        native: int = _native_sum16(data)
+        return native
     value = int.from_bytes(data, "big")
     if len(data) & 1:
         value <<= 8
