@@ -63,7 +63,7 @@ class LiveDaemon:
             [sys.executable, __file__, str(self.file), model], stderr=subprocess.PIPE, text=True, env=environment
         )
         threading.Thread(target=self._read, daemon=True).start()
-        wait_for(lambda: "ready\n" in self.lines or self.process.poll() is not None)
+        wait_for(lambda: any(line.endswith("ready\n") for line in self.lines) or self.process.poll() is not None)
         assert self.process.poll() is None, self.log
 
     def write(self, text: str = "", replaced: dict[str, str] | None = None) -> None:
@@ -124,7 +124,8 @@ def main() -> None:
 
     level = read().log.level.upper()
     logging.basicConfig(stream=sys.stderr, level=level, format="%(levelname)s %(message)s")
-    serve(read(), model, on_ready=lambda service: print("ready", file=sys.stderr, flush=True), load=read)
+    # In one piece: other threads log.
+    serve(read(), model, on_ready=lambda service: sys.stderr.write("ready\n") and None, load=read)
 
 
 if __name__ == "__main__":

@@ -259,7 +259,7 @@ def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.skipif(not shutil.which("tshark"), reason="no tshark")
 def test_tshark_counts_what_was_planted(tmp_path: Path) -> None:
     write(tmp_path / "talk.pcap", "talk", 1)
-    assert not referees.ask_tshark("tshark", tmp_path / "talk.pcap")
+    assert referees.ask_tshark("tshark", tmp_path / "talk.pcap") == {referees.STREAMS: 1, referees.COMPLETE: 1}
     frames = [render(headers(line)) for line in [*TALK, "B P. 1 101 1000", "A . 101 3001"]]
     frames[3] = (frames[3][0][:50] + b"\x12\x34" + frames[3][0][52:], frames[3][1])  # TCP checksum
     frames[4] = (frames[4][0][:24] + b"\x12\x34" + frames[4][0][26:], frames[4][1])  # IP checksum
@@ -270,15 +270,36 @@ def test_tshark_counts_what_was_planted(tmp_path: Path) -> None:
     counts = referees.ask_tshark("tshark", tmp_path / "bad.pcap")
     assert counts["bad TCP checksum"] == counts["bad IP checksum"] == counts["ack_lost_segment"] == 1
     assert counts["retransmission"] + counts["out_of_order"] == 1
+    assert counts["expert: error"] >= 2
 
 
-@pytest.mark.skipif(not (shutil.which("tshark") and shutil.which("capinfos")), reason="no tshark or no capinfos")
+@pytest.mark.skipif(not shutil.which("suricata"), reason="no suricata")
+def test_suricata_counts_what_was_planted(tmp_path: Path) -> None:
+    frames = [render(headers(line)) for line in [*TALK, "A . 101 900001"]]
+    frames[4] = (frames[4][0][:50] + b"\x12\x34" + frames[4][0][52:], frames[4][1])  # TCP checksum
+    with (tmp_path / "bad.pcap").open("wb") as file:
+        writer = PcapWriter(file)
+        writer.write_many(Packet(10**18 + i * 50_000_000, *frame) for i, frame in enumerate(frames))
+        writer.flush()
+    counts = referees.ask_suricata(tmp_path / "bad.pcap", tmp_path)
+    assert counts[referees.CHECKSUMS] == 1 and counts["suricata: stream events"] >= 1
+    assert counts["suricata: stream.pkt_invalid_ack"] == 1 and counts["suricata: decoder events"] == 0
+    (tmp_path / "none.pcap").write_bytes(b"")
+    assert referees.ask_suricata(tmp_path / "none.pcap", tmp_path) == {}
+
+
+@pytest.mark.skipif(
+    not all(map(shutil.which, ("tshark", "capinfos", "suricata"))), reason="no tshark, no capinfos or no suricata"
+)
 def test_referees_on_files_as_they_are_and_rendered_alike(tmp_path: Path) -> None:
     write(tmp_path / "talk.pcap", "talk", 1)
     for rendered in (True, False):
         verdict = referees.referee(read(tmp_path), rendered, lambda: None)
         assert (verdict.captures, verdict.in_order, verdict.skipped) == (1, 1, [])
-        assert not +verdict.counts and verdict.per_1000("malformed") == 0
+        complaints = {name for name in verdict.rows() if verdict.counts[name]}  # a SYN of this trace has an ack number
+        assert complaints <= {"suricata: stream events", "suricata: stream.pkt_broken_ack"}
+        assert verdict.per_1000("malformed") == 0
+        assert verdict.counts[referees.STREAMS] == verdict.counts[referees.COMPLETE] == 1
 
 
 def test_a_missing_referee_is_skipped_with_its_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

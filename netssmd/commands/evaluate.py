@@ -37,7 +37,7 @@ FOLDER = click.Path(path_type=Path)
 @click.option("--seed", type=int, default=0, help="Seed of the random forests.")
 @click.option("--bootstrap", type=click.IntRange(0), default=40, help="Replicates for the intervals; 0: none.")
 @click.option("--mixing", type=click.Choice(["all", "forest", "none"]), default="all", help="Classifiers of Figure 2.")
-@click.option("--referees", is_flag=True, help="Ask capinfos and tshark too.")
+@click.option("--referees", is_flag=True, help="Ask capinfos, tshark and Suricata too.")
 @click.option("--referee-sessions", type=click.IntRange(1), default=3, help="Sessions of each label for them.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object, the same as report.json.")
 def command(

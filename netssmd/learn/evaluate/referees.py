@@ -1,11 +1,11 @@
-"""Independent referees: what capinfos and tshark say of captures, synthetic ones and real ones rendered alike.
+"""Independent referees: what capinfos, tshark and Suricata say of captures, real ones rendered like the generated.
 
 In: sessions (their files). Out: counts by kind of complaint. Real captures are rendered first, headers as they are,
 payload zero up to the IP length, checksums computed, since a sensor's verdict hangs on the rendering more than on the
 traffic. (The header codec is exact, so this is what encoding and decoding with the recorded identities gives.)
 
 A referee is judged by comparison only: what it says of real traffic is the floor. tshark verifies no checksum unless
-told to; only `capinfos -o` sees time going backwards.
+told to; only `capinfos -o` sees time going backwards; Suricata counts a wrong checksum and looks no further.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from netssmd.learn.evaluate.sessions import Session, by_label
+from netssmd.learn.evaluate.suricata import watch_file
 from netssmd.learn.prepare import Salvage, read_packets
 from netssmd.packet.pcap import Packet, PcapWriter
 from netssmd.packet.render import render
@@ -48,13 +49,21 @@ COMPLAINTS = (
     Complaint("duplicate_ack", "tcp.analysis.duplicate_ack", "", False),
     Complaint("out_of_order", "tcp.analysis.out_of_order", "", False),
     Complaint("zero_window", "tcp.analysis.zero_window", "", False),
+    Complaint("expert: warning", "_ws.expert.severity", "6291456", False),
+    Complaint("expert: error", "_ws.expert.severity", "8388608", True),
 )
+STREAMS, COMPLETE = "TCP streams", "with a complete handshake"  # tshark's tcp.completeness
+_HANDSHAKE = 1 | 2 | 4  # SYN, SYN-ACK, ACK
+SURICATA = "suricata: "
+ENGINES = ("decoder", "stream", "applayer")
+CHECKSUMS = SURICATA + "invalid checksums"
 _CHECKSUMS = ("ip", "tcp", "udp")
 
 
 @dataclass(slots=True)
 class Verdict:
-    """What the referees found in some captures. `skipped` says which one is missing."""
+    """What the referees found in some captures: packets by complaint, events of Suricata (by engine and by name), TCP
+    streams. `skipped` says who is missing."""
 
     captures: int = 0
     packets: int = 0
@@ -67,6 +76,13 @@ class Verdict:
             "captures": self.captures, "packets": self.packets, "in_order": self.in_order, "counts": dict(self.counts),
             "skipped": self.skipped,
         }  # fmt: skip
+
+    def rows(self) -> list[str]:
+        """Names of what is counted in packets, Suricata's events last."""
+        own = [complaint.name for complaint in COMPLAINTS]
+        theirs = [CHECKSUMS, *(f"{SURICATA}{engine} events" for engine in ENGINES)]
+        named = sorted(name for name in self.counts if name.startswith(SURICATA) and name not in theirs)
+        return [name for name in [*own, *theirs, *named] if name in self.counts]
 
     def per_1000(self, name: str) -> float | None:
         return 1000 * self.counts[name] / self.packets if self.packets and name in self.counts else None
@@ -93,14 +109,20 @@ def sample(sessions: Sequence[Session], per_label: int) -> list[Session]:
 def referee(sessions: Sequence[Session], rendered: bool, advance: Callable[[], None]) -> Verdict:
     """Ask every referee about every session; `rendered`: as they are (else real ones are rendered alike first)."""
     verdict = Verdict()
-    capinfos, tshark = shutil.which("capinfos"), shutil.which("tshark")
+    capinfos, tshark, suricata = (shutil.which(name) for name in ("capinfos", "tshark", "suricata"))
     verdict.skipped = [
         f"{name}: not installed (apt-get install {package})"
-        for name, path, package in (("capinfos", capinfos, "wireshark-common"), ("tshark", tshark, "tshark"))
+        for name, path, package in (
+            ("capinfos", capinfos, "wireshark-common"),
+            ("tshark", tshark, "tshark"),
+            ("suricata", suricata, "suricata"),
+        )
         if path is None
     ]
     if tshark:
         verdict.counts.update(dict.fromkeys((complaint.name for complaint in COMPLAINTS), 0))
+    if suricata:
+        verdict.counts.update(dict.fromkeys((CHECKSUMS, *(f"{SURICATA}{engine} events" for engine in ENGINES)), 0))
     if capinfos:
         verdict.in_order = 0
     with tempfile.TemporaryDirectory(prefix="netssmd-referees-") as folder:
@@ -115,6 +137,8 @@ def referee(sessions: Sequence[Session], rendered: bool, advance: Callable[[], N
                 verdict.in_order += _run(capinfos, "-T", "-r", "-o", str(path)).strip().endswith("True")
             if tshark:
                 verdict.counts.update(ask_tshark(tshark, path))
+            if suricata:
+                verdict.counts.update(ask_suricata(path, Path(folder)))
             advance()
     return verdict
 
@@ -129,6 +153,30 @@ def ask_tshark(tshark: str, path: Path) -> Counter[str]:
             values = [value for value in text.split(",") if value]
             if complaint.value in values if complaint.value else values:
                 counts[complaint.name] += 1
+    complete: dict[str, int] = {}
+    columns = ("-T", "fields", "-e", "tcp.stream", "-e", "tcp.completeness")
+    told = _run(tshark, "-n", "-r", str(path), "-Y", "tcp", *columns)
+    for line in told.splitlines():
+        stream, _, seen = line.partition("\t")
+        complete[stream.split(",")[0]] = int(seen.split(",")[0] or 0)  # what is known by this packet
+    counts[STREAMS] = len(complete)
+    counts[COMPLETE] = sum(seen & _HANDSHAKE == _HANDSHAKE for seen in complete.values())
+    return counts
+
+
+def ask_suricata(path: Path, folder: Path) -> Counter[str]:
+    """Its events by engine and by name, and wrong checksums. What it could not read has none."""
+    work = Path(tempfile.mkdtemp(dir=folder))
+    try:
+        seen = watch_file(path, work)
+    except (RuntimeError, subprocess.TimeoutExpired):
+        return Counter()
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    counts = Counter({f"{SURICATA}{name}": count for name, count in seen.events.items()})
+    for engine in ENGINES:
+        counts[f"{SURICATA}{engine} events"] = sum(seen.events_of(engine).values())
+    counts[CHECKSUMS] = seen.invalid_checksums
     return counts
 
 

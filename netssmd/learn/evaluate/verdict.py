@@ -316,10 +316,13 @@ def referee_sheet(
     order = [number(v.in_order and float(v.in_order), "{:.0f}") for v in verdicts.values()]
     rows.append(("captures with time in order", *order, ""))
     data: dict[str, Any] = {name: verdict.as_object() for name, verdict in verdicts.items()}
-    for complaint in referees.COMPLAINTS:
-        ours, theirs = (verdicts[name].per_1000(complaint.name) for name in ("synthetic", "real"))
+    complete = [v.counts[referees.COMPLETE] / (v.counts[referees.STREAMS] or 1) for v in verdicts.values()]
+    if any(v.counts[referees.STREAMS] for v in verdicts.values()):
+        rows.append(("TCP streams with a complete handshake", *(number(share, "{:.3f}") for share in complete), ""))
+    for name in dict.fromkeys(name for verdict in verdicts.values() for name in verdict.rows()):
+        ours, theirs = (verdict.per_1000(name) for verdict in verdicts.values())
         ratio = ours / theirs if ours is not None and theirs else None
-        rows.append((complaint.name, number(ours, "{:.3f}"), number(theirs, "{:.3f}"), number(ratio)))
+        rows.append((name, number(ours, "{:.3f}"), number(theirs, "{:.3f}"), number(ratio)))
     skipped = verdicts["synthetic"].skipped
     note = "; ".join(["in 1,000 packets; real captures rendered alike: full frames, zero payload", *skipped])
     return Sheet("referees", note, ("", "synthetic", "real", "ratio"), rows, data)
