@@ -22,8 +22,6 @@ from typing import Any
 
 import click
 
-from netssmd.units import parse_duration_ns
-
 CODECS = {"bytes": "byte codec", "context": "context codec"}
 # About as many parameters for each: most of the context codec's rows are tokens and features, the byte codec has few.
 SIZES = {"context": {"d_model": 192, "n_layer": 6}, "bytes": {"d_model": 256, "n_layer": 6}}
@@ -242,7 +240,7 @@ def main(
     is judged by."""
     more: tuple[str, ...] = ()
     if quick:
-        hours, sessions, max_packets = parse_duration_ns("2min") / 3.6e12, 3, 300
+        hours, sessions, max_packets = 2 / 60, 3, 300
         more = ("--bootstrap", "5", "--mixing", "forest", "--trees", "50")
     plan = Plan(captures, output, hours, sessions, max_packets, labels, more)
     stages = Stages(output)

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from netssmd.learn.evaluate.sessions import Session
+from netssmd.learn.evaluate.sessions import Session, packets_by_flow
 
 RUN = 12
 FLOW_PACKETS = 8
@@ -55,11 +55,10 @@ def timed_runs(session: Session) -> Any:
 
 def flows(session: Session) -> Iterator[bytes]:
     """Sizes and directions of each flow that is long enough."""
-    signed, order = _signed(session).astype(np.int32), np.argsort(session.flow, kind="stable")
-    bounds = np.flatnonzero(np.diff(session.flow[order], prepend=-1))
-    for begin, end in zip(bounds, [*bounds[1:], len(order)]):
-        if end - begin >= FLOW_PACKETS:
-            yield signed[order[begin:end]].tobytes()
+    signed = _signed(session).astype(np.int32)
+    for chosen in packets_by_flow(session):
+        if len(chosen) >= FLOW_PACKETS:
+            yield signed[chosen].tobytes()
 
 
 @dataclass(frozen=True, slots=True)

@@ -146,19 +146,19 @@ def referee(sessions: Sequence[Session], rendered: bool, advance: Callable[[], N
 def ask_tshark(tshark: str, path: Path) -> Counter[str]:
     options = [word for name in _CHECKSUMS for word in ("-o", f"{name}.check_checksum:TRUE")]
     fields = [word for complaint in COMPLAINTS for word in ("-e", complaint.field)]
-    wanted = " || ".join(f"{c.field} == {c.value}" if c.value else c.field for c in COMPLAINTS)
+    wanted = " || ".join(["tcp", *(f"{c.field} == {c.value}" if c.value else c.field for c in COMPLAINTS)])
+    more = ("-e", "tcp.stream", "-e", "tcp.completeness")
     counts: Counter[str] = Counter()
-    for line in _run(tshark, "-n", "-r", str(path), *options, "-Y", wanted, "-T", "fields", *fields).splitlines():
-        for complaint, text in zip(COMPLAINTS, line.split("\t")):
+    complete: dict[str, int] = {}  # stream -> what is known of it by its last packet
+    told = _run(tshark, "-n", "-r", str(path), *options, "-Y", wanted, "-T", "fields", *fields, *more)
+    for line in told.splitlines():
+        *texts, stream, seen = line.split("\t")
+        for complaint, text in zip(COMPLAINTS, texts):
             values = [value for value in text.split(",") if value]
             if complaint.value in values if complaint.value else values:
                 counts[complaint.name] += 1
-    complete: dict[str, int] = {}
-    columns = ("-T", "fields", "-e", "tcp.stream", "-e", "tcp.completeness")
-    told = _run(tshark, "-n", "-r", str(path), "-Y", "tcp", *columns)
-    for line in told.splitlines():
-        stream, _, seen = line.partition("\t")
-        complete[stream.split(",")[0]] = int(seen.split(",")[0] or 0)  # what is known by this packet
+        if stream:
+            complete[stream.split(",")[0]] = int(seen.split(",")[0] or 0)
     counts[STREAMS] = len(complete)
     counts[COMPLETE] = sum(seen & _HANDSHAKE == _HANDSHAKE for seen in complete.values())
     return counts

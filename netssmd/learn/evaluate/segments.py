@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from netssmd.learn.evaluate.sessions import Session, by_label
+from netssmd.learn.evaluate.sessions import Session, by_label, packets_by_flow
 
 UDP_REQUEST_BYTES = 100
 KL_BINS = 20  # between the least and the greatest value of both, on a logarithmic scale, one added to each count
@@ -46,10 +46,7 @@ class Segments:
 def segments(session: Session) -> Segments:
     sizes: list[float] = []
     senders: list[int] = []
-    order = np.argsort(session.flow, kind="stable")
-    bounds = np.flatnonzero(np.diff(session.flow[order], prepend=-1))
-    for begin, end in zip(bounds, [*bounds[1:], len(order)]):
-        chosen = order[begin:end]
+    for chosen in packets_by_flow(session):
         payload, up = session.payload[chosen], session.up[chosen]
         least = 0 if session.transport[chosen[0]] == 0 else UDP_REQUEST_BYTES
         requests = np.flatnonzero(up & (payload > least))

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,6 +79,12 @@ class Session:
     @property
     def duration_seconds(self) -> float:
         return float(self.times_ns[-1] - self.times_ns[0]) / SECOND if len(self.times_ns) else 0.0
+
+
+def packets_by_flow(session: Session) -> Iterator[Any]:
+    """Indices of each flow's packets, in their order."""
+    order = np.argsort(session.flow, kind="stable")
+    yield from np.split(order, np.flatnonzero(np.diff(session.flow[order])) + 1) if len(order) else ()
 
 
 class Flows:
