@@ -143,6 +143,14 @@ def test_what_is_not_due_at_the_close_is_cut(make: Make, wire: Wire) -> None:
     assert running.join() == CLOSED and wire.read() == [data(0)] and dropped(pacer) == {"cut": 2}
 
 
+def test_nothing_behind_the_cut_leaves_however_late_the_thread_wakes(make: Make, wire: Wire) -> None:
+    pacer = make()
+    now_ns = time.monotonic_ns()
+    pacer.push([(now_ns - 3 * MS, data(0)), (now_ns - MS, data(1))])
+    pacer.close(now_ns - 2 * MS)
+    assert pacer.run(wire.fd) == CLOSED and wire.read() == [data(0)] and dropped(pacer) == {"cut": 1}
+
+
 def test_too_late_is_dropped_if_asked(make: Make, wire: Wire) -> None:
     now_ns = time.monotonic_ns()
     frames = [(now_ns - 500 * MS, data(0)), (now_ns + 10 * MS, data(1)), (0, data(2))]

@@ -135,7 +135,7 @@ def test_a_lane_that_hangs_is_not_fed_for(
             while "the watchdog is not fed" not in caplog.text:  # the look before may still have seen a step
                 listener.feedings(0.1)
             assert listener.feedings(1.0) == 0
-        assert ("engine lane 0" if what == "model" else "output lane: hangs") in caplog.text
+        assert ("engine lane" if what == "model" else "output lane: hangs") in caplog.text
         gate.open.set()
         listener.until_fed()
     finally:

@@ -420,9 +420,9 @@ class OutputLane:
             self._session_over(session)
 
     def _stop(self, floor_ns: int) -> None:
-        """Send what is due by now, and no more; the same to all sinks."""
+        """Send what is due by now and what the live sinks have already, and no more; the same to all sinks."""
         self._hand_over(floor_ns, lead_ns=0)
-        cut_ns = self._monotonic_ns()
+        cut_ns = self._monotonic_ns() + self._lead_ns
         for sink in self.live:
             sink.cut(cut_ns)
         self._send_due(cut_ns)

@@ -159,14 +159,11 @@ class PythonPacer:
                     self._filled.wait(0.05)
                 continue
             due_ns, data = frames[0]
-            if due_ns > now_ns:
-                if 0 <= self._cut_ns < due_ns:
-                    self._drop("cut")
-                else:
-                    sleep_until(min(due_ns, now_ns + _NAP_NS, until_ns or due_ns))
-                continue
-            code = self._send(fd, data, due_ns, now_ns)
-            if code:
+            if 0 <= self._cut_ns < due_ns:
+                self._drop("cut")
+            elif due_ns > now_ns:
+                sleep_until(min(due_ns, now_ns + _NAP_NS, until_ns or due_ns))
+            elif code := self._send(fd, data, due_ns, now_ns):
                 return code
 
     def _send(self, fd: int, data: bytes, due_ns: int, now_ns: int) -> int:

@@ -108,12 +108,9 @@ public:
                 continue;
             }
             const Frame& frame = frames_[head];
-            if (frame.due_ns > now_ns) {
-                if (cut_ns >= 0 && frame.due_ns > cut_ns) drop(cut);
-                else wait(frame.due_ns, until_ns, false);
-                continue;
-            }
-            if (int code = send(fd, frame, now_ns)) return code;
+            if (cut_ns >= 0 && frame.due_ns > cut_ns) drop(cut);
+            else if (frame.due_ns > now_ns) wait(frame.due_ns, until_ns, false);
+            else if (int code = send(fd, frame, now_ns)) return code;
         }
     }
 
