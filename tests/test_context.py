@@ -278,6 +278,30 @@ def test_fresh_arp_is_between_ipv4_hosts() -> None:
     assert decoded.headers.version == ARP and len(decoded.headers.body) == 28
 
 
+def test_a_tcp_five_tuple_that_was_used_is_not_opened_again_but_where_a_recording_does() -> None:
+    known = MADE_UP.ports[0]
+    syns = [frames.tcp(known, 443, 2, isn, 0) for isn in (1, 1 << 20, 1 << 30)]
+    packets = at_intervals(*(between(A4, B4, syn) for syn in syns))
+    encoded = encode(packets, MADE_UP)
+    assert [line.split()[0] for line in names(encoded, MADE_UP)[:3]] == ["who:1"] * 3  # a new flow
+    assert [first_difference(*pair) for pair in zip(packets, decode(encoded, MADE_UP), strict=True)] == [None] * 3
+    decoder = Decoder(MADE_UP, made.RandomIdentities(random.Random(1)), 0, 1500)
+    keys = [decoded.flow_key for token in encoded.tokens if (decoded := decoder.feed(token))]
+    assert [key[2] for key in keys] == [known, known + 1, known + 2]
+    assert len({(key[0], key[1], key[3]) for key in keys}) == 1
+
+
+def test_the_port_after_the_last_is_the_first() -> None:
+    class Plan(made.RandomIdentities):
+        def port(self, port_class: int) -> int:
+            return 65535
+
+    syns = [between(A4, B4, frames.tcp(40_000, 443, 2, isn, 0)) for isn in (1, 2, 3)]
+    decoder = Decoder(MADE_UP, Plan(random.Random(1)), 0, 1500)
+    tokens = encode(at_intervals(*syns), MADE_UP).tokens
+    assert [d.headers.sport for token in tokens if (d := decoder.feed(token))] == [65535, 1, 2]
+
+
 def test_a_fresh_error_quotes_the_packet_that_it_answers() -> None:
     packets = at_intervals(
         between(A4, B4, frames.udp(40_000, 7, b"abc"), 17), between(B4, A4, b"\x03\x03\0\0\0\0\0\0E" + bytes(30), 1)

@@ -506,6 +506,8 @@ class Decoder:
                 port = self.source.port(member)
             else:
                 port = self._port if member == v.PORT_SAME else self.vocabulary.ports[member - v.PORT_KNOWN]
+            if self._made_up and self._transport == TCP:
+                port = self._unused_port(port)
         else:
             self._port = 0
             if self._transport == ICMP:
@@ -517,6 +519,18 @@ class Decoder:
         self._flow = context.open_flow(service, port, identifier)
         self._direction = 0
         self._new = True
+
+    def _unused_port(self, port: int) -> int:
+        """The first port from `port` on that makes a TCP flow of which nothing is remembered, live or closed: a SYN of
+        an unrelated sequence number in the middle of a connection is what no host sends. A UDP flow told again goes on
+        as the one it was (a service that speaks from its own port has no other)."""
+        originator = self._originator
+        responder = self._responder
+        assert originator is not None and responder is not None
+        sides = self.context.sides
+        while (originator.address, responder.address, port, self._port, self._protocol) in sides:
+            port = port % 65535 + 1
+        return port
 
     def _shape_wanted(self) -> None:
         """It is known who speaks: ask for the packet's shape."""
