@@ -36,14 +36,15 @@ def main(arguments: list[str]) -> int:
     import atheris
 
     with atheris.instrument_imports(include=["netssmd"]):
-        from targets import SEEDS, TARGETS, other_value
+        from targets import TARGETS, other_value, starts
     target = TARGETS[name]
     with tempfile.TemporaryDirectory(prefix="netssmd-corpus-") as folder:
         words = Path(folder, "words")
         words.write_text("".join(f'"{escaped(word)}"\n' for word in target.words))
         corpus = Path(folder, "corpus")
         corpus.mkdir()
-        known = [str(SEEDS / name)] if (SEEDS / name).is_dir() else []
+        for kept, data in starts(name).items():
+            (corpus / kept).write_bytes(data)
         fixed = [f"-max_len={target.most_bytes}", "-rss_limit_mb=2048", "-timeout=10", "-artifact_prefix=finding-",
                  "-print_final_stats=1", *([f"-dict={words}"] if target.words else [])]  # fmt: skip
 
@@ -56,17 +57,17 @@ def main(arguments: list[str]) -> int:
             return bytes(atheris.Mutate(data[:most_bytes], most_bytes))
 
         extra = {} if target.json_at is None else {"custom_mutator": mutate}
-        atheris.Setup([sys.argv[0], *fixed, *options, str(corpus), *known], target.run, **extra)
+        atheris.Setup([sys.argv[0], *fixed, *options, str(corpus)], target.run, **extra)
         atheris.Fuzz()
     return 0
 
 
 def plain(name: str, runs: int) -> int:
     """Without atheris."""
-    from targets import SEEDS, TARGETS, damaged
+    from targets import TARGETS, damaged, starts
 
     target, rng, begun = TARGETS[name], random.Random(1), time.monotonic()
-    seeds = [path.read_bytes() for path in sorted((SEEDS / name).iterdir())]
+    seeds = list(starts(name).values())
     for number in range(runs):
         data = damaged(rng.choice(seeds), target, rng)
         try:

@@ -122,6 +122,13 @@ def example(command: Command) -> dict[str, object]:
     return {"command": command.name, "arguments": {k: int(v) if isinstance(v, float) else v for k, v in given.items()}}
 
 
+def merges() -> list[str]:
+    """Pairs that make one token of every byte's decimal number, whichever digits are joined first."""
+    two = [f"{n}" for n in range(10, 100)]
+    three = [f"{n}" for n in range(100, 256)]
+    return [f"{n[0]} {n[1]}" for n in two] + [f"{n[:k]} {n[k:]}" for n in three for k in (1, 2)]
+
+
 def seeds() -> dict[str, dict[str, bytes]]:
     packets = [Packet(i * 1000, frame, len(frame)) for i, frame in enumerate(some_frames())]
     plain = file_header() + b"".join(record(packet) for packet in packets)
@@ -133,7 +140,7 @@ def seeds() -> dict[str, dict[str, bytes]]:
     specials = ["<|web|>", "<|pkt|>", "<|endoftext|>"]
     vocab = {**{str(n): n for n in range(256)}, **{name: 256 + i for i, name in enumerate(specials)}}
     words = {"model": {"type": "WordLevel", "vocab": vocab}, "added_tokens": [{"id": 256, "content": "<|web|>"}]}
-    bpe = {"model": {"type": "BPE", "vocab": {"0": 0, "1": 1, "10": 2}, "merges": ["1 0"]}, "added_tokens": []}
+    bpe = {**words, "model": {"type": "BPE", "vocab": vocab, "merges": merges()}}
     dump = lambda value: json.dumps(value, separators=(",", ":")).encode()  # noqa: E731
     return {
         "capture": {"pcap": plain, "cooked": cooked, "gzip": gzip.compress(plain, mtime=0), "ng": pcapng("<"),
@@ -148,7 +155,7 @@ def seeds() -> dict[str, dict[str, bytes]]:
         "snapshot_session": {"begun": snapshot.pack(snapshot.copy(session(), named()))},
         "snapshot_file": {"one": snapshot_file()},
         "toml": {"small": b'[traffic]\nconcurrency = 3\nrtt_ms = [1, 2.5]\nlabels = {web = 1}\narrivals = "30/min"\n',
-                 "places": b'[output]\ndirectory = "x"\nslice_size = "1MB"\n[addresses]\nclients = ["10.0.0.0/8"]\n'},
+                 "places": b'[output]\nslice_size = "1MB"\n[addresses]\nclients = ["10.0.0.0/8", "fd00::/64"]\n'},
         "model_config": {"small": dump(_config_dict(sized, EMPTY.to_json()))},
         "tokenizer": {"small": dump(_tokenizer_dict(TOKENS))},
         "weights": {"bf16": _safetensors(arrays, "bf16"), "fp32": _safetensors(arrays, "fp32")},

@@ -3,7 +3,7 @@
 In: any bytes. Out: nothing, or whatever a parser raises that it must not: each target takes the errors of the
 NetssmdError family that its parser promises and checks what it returns. `seeds/NAME/` holds the inputs to start from
 and those that once were findings; tests/test_fuzz.py replays them all and lets hypothesis damage them, fuzz.py runs a
-target under atheris. A new parser is a function and a row of `TARGETS`.
+target under atheris. A new parser is a function and a row of `TARGETS`, and a valid input in make_seeds.py.
 """
 
 from __future__ import annotations
@@ -66,6 +66,15 @@ class Target:
     words: tuple[str, ...] = ()
     json_at: int | None = None
     packed: bool = False  # it is msgpack, not JSON
+
+
+def starts(name: str) -> dict[str, bytes]:
+    """What a target's fuzzing begins with: the inputs kept in its folder, and the valid ones as this code makes them
+    (what a session's snapshot holds changes with every attribute)."""
+    from make_seeds import seeds
+
+    kept = {path.name: path.read_bytes() for path in sorted((SEEDS / name).glob("*"))}
+    return kept | seeds()[name]
 
 
 def one_line(error: Exception) -> None:
@@ -351,7 +360,7 @@ TARGETS: dict[str, Target] = {
     "codec": Target(codec, 3072, JSON_WORDS, 0),
     "byte_codec": Target(byte_codec, 3072, JSON_WORDS, 0),
     "import_config": Target(import_config, 1024, (*JSON_WORDS, '"ssm_cfg"', '"layer"', '"Mamba2"'), 0),
-    "import_tokenizer": Target(import_tokenizer, 4096, (*JSON_WORDS, '"added_tokens"', '"merges"', '"BPE"'), 0),
+    "import_tokenizer": Target(import_tokenizer, 8192, (*JSON_WORDS, '"added_tokens"', '"merges"', '"BPE"'), 0),
     "control": Target(control, 512, (*JSON_WORDS, '"command"', '"arguments"', '"id"', *(f'"{c}"' for c in BY_NAME)), 0),
     "ledger": Target(ledger, 2048, (*JSON_WORDS, '"flows"', '"type"', '"session"', '"omitted"')),
     "snapshot_session": Target(snapshot_session, 8192, ("\x90", "\xc0", "\xcb", "\xcf"), 0, packed=True),
