@@ -8,18 +8,23 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tiny_model import tiny_model
 
 from netssmd import cli
 from netssmd.codec.encoder import Encoder
+from netssmd.engine.guide import GUARDED, RULES
 from netssmd.engine.opening import MAX_FLOWS, open_model
 from netssmd.engine.plan import address_plan
 from netssmd.engine.session import SessionInfo
 from netssmd.learn.prepare import find_sources
 from netssmd.output import spool
+from netssmd.packet.compliance import INDEX, Checker
+from netssmd.packet.mutants import LIVE
 from netssmd.packet.pcap import Packet, PcapWriter, read_capture
 from netssmd.packet.wire import parse
 
@@ -63,12 +68,80 @@ def test_a_folder_holds_each_session_a_ledger_and_a_manifest(model: str, tmp_pat
         assert row["file"].startswith(row["label"]) and 18 <= float(row["rate_mbit"]) <= 1000
         header, session = map(json.loads, (out / row["file"]).with_suffix(".jsonl").read_text().splitlines())
         assert header["packets"] == len(packets) and session["label"] == row["label"]
-        assert session["complete"] is (row["capped"] == "0")
+        assert session["complete"] and session["reason"] == ("packets" if row["capped"] == "1" else "end")
         assert sum(sum(flow["packets"]) for flow in session["flows"]) == len(packets)
     merged = tmp_path / "merged.pcap"
     assert generate(model, *arguments, "-o", merged) == 0
     apart = [p for row in rows for p in packets_of(out / row["file"])]
     assert sorted(packets_of(merged)) == sorted(apart)
+
+
+def ledger_of(capture: Path) -> list[dict[str, Any]]:
+    """The sessions that the ledger beside a capture tells of."""
+    return [json.loads(line) for line in capture.with_suffix(".jsonl").read_text().splitlines()[1:]]
+
+
+def test_the_ledger_tells_the_findings_that_the_capture_has(model: str, tmp_path: Path) -> None:
+    arguments = ("--label", "all", "--sessions", 12, "--seed", 8, "--max-packets", 200)
+    assert generate(model, *arguments, "-o", f"{tmp_path}/") == 0
+    told: Counter[str] = Counter()
+    seen: Counter[str] = Counter()
+    for capture in sorted(tmp_path.glob("*.pcap")):
+        (session,) = ledger_of(capture)
+        own = Counter(session["findings"])
+        assert own == sum((Counter(flow.get("findings", {})) for flow in session["flows"]), Counter())
+        told += own
+        checker = Checker()
+        for packet in packets_of(capture):
+            checker.observe_bytes(*packet)
+        seen += Counter(dict(zip(INDEX, checker.finish().in_packets)))
+    assert told == seen and len(told) > 3  # a model of random numbers keeps no rules
+    assert generate(model, *arguments, "-o", tmp_path / "merged.pcap") == 0
+    assert sum((Counter(s["findings"]) for s in ledger_of(tmp_path / "merged.pcap")), Counter()) == told
+
+
+def test_planted_defects_are_told_and_are_the_only_ones(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    dial = ("--anomaly", "syn_in_established=0.04", "--anomaly", "lost_segment=0.04")
+    arguments = ("--label", "redis", "--sessions", 3, "--seed", 4, "--max-packets", 400, "--guide")
+    assert generate("embedded", *arguments, *dial, "-o", f"{tmp_path}/a/") == 0
+    planted: Counter[str] = Counter()
+    raised: Counter[str] = Counter()
+    rows = {row["file"]: row for row in csv.DictReader((tmp_path / "a/manifest.csv").open())}
+    for capture in sorted((tmp_path / "a").glob("*.pcap")):
+        (session,) = ledger_of(capture)
+        planted.update(session.get("planted", {}))
+        raised.update(session["findings"])
+        packets = packets_of(capture)
+        assert int(rows[capture.name]["packets"]) == session["packets"] == len(packets)
+        assert set(session["interventions"]) == set(RULES)
+        moments = {packet.ts_ns for packet in packets}
+        marked = [mark for flow in session["flows"] for mark in flow.get("planted", [])]
+        assert sum(session.get("planted", {}).values()) == len(marked)
+        assert all(ts_ns in moments for ts_ns, _ in marked)
+    assert min(planted["syn_in_established"], planted["lost_segment"]) > 2
+    assert raised["unexpected_syn"] == planted["syn_in_established"] and raised["gap"] > 2
+    assert "Planted: lost_segment " in capsys.readouterr().err
+    assert generate("embedded", *arguments, "-o", f"{tmp_path}/b/") == 0
+    assert not any(session["findings"].keys() & set(GUARDED) or "planted" in session
+                   for capture in (tmp_path / "b").glob("*.pcap") for session in ledger_of(capture))  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("dial", "complaint"),
+    [
+        ("sin_in_established=0.1", "no such defect; did you mean syn_in_established? there are lost_segment"),
+        ("lost_segment", "write the share of packets that get it, as lost_segment=0.001"),
+        ("lost_segment=often", "write the share of packets that get it"),
+        ("lost_segment=1.5", "a share of packets lies between 0 and 1"),
+        ("lost_segment=nan", "a share of packets lies between 0 and 1"),
+    ],
+)
+def test_a_dial_that_is_none(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], dial: str, complaint: str
+) -> None:
+    assert generate(model, "--label", "web", "--anomaly", dial, "-o", tmp_path / "x.pcap") == 2
+    assert f"--anomaly {dial}: {complaint}" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_packets_cut_a_session(model: str, tmp_path: Path) -> None:
@@ -223,10 +296,11 @@ def test_merging_in_rounds_gives_the_same_order(tmp_path: Path, monkeypatch: pyt
                 )
                 if flow and len(flow[1]) != len(flow[3]):
                     flow = (6, b"\2" * 16, 1, b"\1" * 16, 2)
-                writer.write(i * 10 % 30 + i // 3 * 30, bytes([order, i]), 60, flow, i % 2)
+                writer.write(i * 10 % 30 + i // 3 * 30, bytes([order, i]), 60, flow, i % 2, 1 << order, LIVE[i])
     at_once = list(spool.merge(paths, tmp_path))
     monkeypatch.setattr(spool, "MAX_OPEN", 5)
     assert list(spool.merge(paths, tmp_path)) == at_once and len(at_once) == sum(o % 7 for o in range(23))
+    assert all((p.found, p.planted) == (1 << p.data[0], LIVE[p.data[1]]) for p in at_once)
     assert [(p.ts_ns, p.order) for p in at_once] == sorted((p.ts_ns, p.order) for p in at_once)
     with pytest.raises(ValueError, match="most that are merged"):
         list(spool.merge(paths * 2, tmp_path))

@@ -18,7 +18,7 @@ import tempfile
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from itertools import islice
 from pathlib import Path
@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
+from netssmd.commands.anomalies import chosen_anomalies, planted_line
 from netssmd.commands.byte_options import Asked, with_byte_options
 from netssmd.commands.rates import chosen_rate, rate_options
 from netssmd.errors import OutputError, UsageError
@@ -52,9 +53,15 @@ class Outcome:
     info: SessionInfo
     packets: int
     flows: int
-    capped: bool
+    reason: str
     malformed: dict[str, int]  # packets that were none, by reason; byte codec only
     guide: Guide | None = None
+    planted: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def capped(self) -> bool:
+        """It did not end by itself."""
+        return self.reason != "end"
 
 
 class Finite(click.FloatRange):
@@ -96,6 +103,8 @@ class Finite(click.FloatRange):
 @click.option("--addresses", type=click.Path(path_type=Path), metavar="FILE.toml",
               help="A daemon's configuration whose [addresses] count here too.")  # fmt: skip
 @click.option("--guide", is_flag=True, help="Forbid tokens that the state of a TCP flow forbids; says how often.")
+@click.option("--anomaly", "anomalies", multiple=True, metavar="DEFECT=SHARE",
+              help="Plant a defect in this share of the packets that can have it; repeatable.")  # fmt: skip
 @click.option("--model", default="embedded", help="Checkpoint folder. Default: the embedded model.")
 @click.option("--backend", type=click.Choice(["auto", "cpu", "torch", "cuda"]), default="auto", show_default=True)
 @click.option("--threads", type=click.IntRange(1), help="Engine threads. Default: one a core.")
@@ -107,13 +116,15 @@ def command(
     labels: tuple[str, ...], sessions: int, packets: int | None, max_packets: int, seed: int | None, rtt: float | None,
     rate: float | None, loss: float | None, prompt: Path | None, prompt_packets: int, prompt_hosts: str,
     temperature: float | None, start: str, spacing: str, snaplen: int | None, payload: str, mark: str,
-    addresses: Path | None, guide: bool, model: str, backend: str, threads: int | None, pps: float | None,
-    mbps: float | None, multiplier: float | None, topspeed: bool, overwrite: bool, output: str, **byte: Any,
+    addresses: Path | None, guide: bool, anomalies: tuple[str, ...], model: str, backend: str, threads: int | None,
+    pps: float | None, mbps: float | None, multiplier: float | None, topspeed: bool, overwrite: bool, output: str,
+    **byte: Any,
 ) -> None:  # fmt: skip
     """Generate sessions once, into a capture file or a folder."""
     from netssmd.engine.mix import CONDITIONS
     from netssmd.units import parse_duration_ns
 
+    planted = chosen_anomalies(anomalies)
     target = Target.of(output, overwrite)
     asked = Asked(**byte)
     opened = asked.open(model, backend)
@@ -139,6 +150,7 @@ def command(
         prompt_hosts == "keep",
         chosen_rate(pps, mbps, multiplier, topspeed),
         guide,
+        planted,
     )
     count = min(threads or len(os.sched_getaffinity(0)), job.sessions)
     outcomes = target.write(job, count)
@@ -210,6 +222,7 @@ class Job:
     keep_hosts: bool
     rate: Rate | None = None  # packets get times by it; None: as drawn
     guide: bool = False
+    anomalies: dict[str, float] = field(default_factory=dict)  # defect -> share of the packets that can have it
 
     @property
     def sessions(self) -> int:
@@ -229,7 +242,9 @@ class Job:
         return SessionInfo(i, label, conditions, seed, base_ns + i * self.spacing_ns)
 
     def opener(self) -> Callable[[int], Session]:
+        from netssmd.engine.anomalies import Planter
         from netssmd.engine.opening import MAX_FLOWS
+        from netssmd.engine.sampling import Stream, derive
         from netssmd.engine.session import Limits
         from netssmd.packet.compliance import Checker
 
@@ -239,8 +254,11 @@ class Job:
             session = self.model.session(
                 self.info(i), self.plan, limits, temperatures, self.snaplen, self.prompt, self.keep_hosts, self.payload
             )
+            session.checker = Checker(max_flows=MAX_FLOWS)
             if self.guide:
-                session.checker, session.guide = Checker(max_flows=MAX_FLOWS), self.model.guide(session.info.label)
+                session.guide = self.model.guide(session.info.label)
+            if self.anomalies:
+                session.planter = Planter(self.anomalies, Stream(derive(session.info.seed, "anomalies")), MAX_FLOWS)
             return session
 
         return open_session
@@ -251,6 +269,12 @@ class Job:
         info = self.info(i)
         attack = is_attack(info.label)
         return SessionMeta(f"{self.seed}-{i}", info.label, info.conditions, info.seed, self.model.hash, attack)
+
+    def end_meta(self, i: int, outcome: Outcome) -> SessionMeta:
+        """What the ledger tells of session i at its end."""
+        guide = outcome.guide
+        interventions = None if guide is None else guide.interventions_by_rule()
+        return replace(self.meta(i), interventions=interventions, reason=outcome.reason)
 
     def ledger(self) -> Ledger:
         from netssmd.output.ledger import Ledger
@@ -285,6 +309,16 @@ def _put(capture: Path, ledger: Ledger, records: Callable[[Callable[[Packet], No
         writer.flush()
     with _stored(capture.with_name(f"{capture.name.removesuffix('.pcap')}.jsonl")) as beside:
         ledger.write(beside, capture.name)
+
+
+def _note(ledger: Ledger, meta: SessionMeta, p: Spooled) -> None:
+    """A packet that went into the capture, with what it raised and what it was given."""
+    from netssmd.output.ledger import measure
+    from netssmd.packet.compliance import names_of
+
+    found = names_of(p.found) if p.found else ()
+    sizes = measure(p.data, p.orig_len)
+    ledger.observe(meta, p.ts_ns, p.flow, p.direction, p.orig_len, found, *sizes, p.planted)
 
 
 def _named_by(manifest: Path) -> set[str]:
@@ -382,7 +416,6 @@ class FileTarget(Target):
     """One capture, all sessions merged by time."""
 
     def collect(self, job: Job, work: Path, ready: Path, outcomes: Sequence[Outcome]) -> None:
-        from netssmd.output.ledger import measure
         from netssmd.output.spool import merge
         from netssmd.packet.pcap import Packet
 
@@ -391,11 +424,9 @@ class FileTarget(Target):
         def records(write: Callable[[Packet], None]) -> None:
             for p in self.sent.timed(job, merge([spool_path(work, i) for i in range(job.sessions)], work)):
                 write(Packet(p.ts_ns, p.data, p.orig_len))
-                sizes = measure(p.data, p.orig_len)
-                ledger.observe(metas[p.order], p.ts_ns, p.flow, p.direction, p.orig_len, (), *sizes)
-            for meta, outcome in zip(metas, outcomes):
-                if not outcome.capped:
-                    ledger.end(meta)
+                _note(ledger, metas[p.order], p)
+            for i, outcome in enumerate(outcomes):
+                ledger.end(job.end_meta(i, outcome))
 
         _put(ready / self.path.name, ledger, records)
 
@@ -428,7 +459,6 @@ class FolderTarget(Target):
             file.write("".join(csv_line(line) for line in lines).encode())
 
     def _one(self, job: Job, work: Path, ready: Path, i: int, outcome: Outcome) -> None:
-        from netssmd.output.ledger import measure
         from netssmd.output.spool import read_spool
         from netssmd.packet.pcap import Packet
 
@@ -438,9 +468,8 @@ class FolderTarget(Target):
             with open(spool_path(work, i), "rb") as spool:
                 for p in self.sent.timed(job, read_spool(spool, 0)):
                     write(Packet(p.ts_ns, p.data, p.orig_len))
-                    ledger.observe(meta, p.ts_ns, p.flow, p.direction, p.orig_len, (), *measure(p.data, p.orig_len))
-            if not outcome.capped:
-                ledger.end(meta)
+                    _note(ledger, meta, p)
+            ledger.end(job.end_meta(i, outcome))
 
         _put(ready / job.name(i), ledger, records)
         spool_path(work, i).unlink()
@@ -480,17 +509,17 @@ class Spool:
         self._writer = SpoolWriter(self._file)
         self._outcomes = outcomes
         self._i = i
+        self._packets = 0  # a defect may leave some out
 
-    def write(self, packet: OutPacket) -> None:
-        self._writer.write(packet.ts_ns, packet.data, packet.orig_len, packet.five_tuple, packet.direction)
+    def write(self, p: OutPacket) -> None:
+        self._packets += 1
+        self._writer.write(p.ts_ns, p.data, p.orig_len, p.five_tuple, p.direction, p.found, p.planted)
 
     def end(self, session: Session) -> None:
-        from netssmd.engine.session import ENDED
-
         self._file.close()
-        capped = session.reason != ENDED
         self._outcomes[self._i] = Outcome(
-            session.info, session.packets, session.flows, capped, session.malformed(), session.guide
+            session.info, self._packets, session.flows, session.reason, session.malformed(), session.guide,
+            {} if session.planter is None else session.planter.planted,
         )  # fmt: skip
 
 
@@ -536,6 +565,11 @@ def _tell(job: Job, outcomes: Sequence[Outcome], output: str, own_end: bool) -> 
             if outcome.guide is not None:
                 total.add(outcome.guide)
         click.echo(total.line(packets), err=True)
+    if job.anomalies:
+        planted: Counter[str] = Counter()
+        for outcome in outcomes:
+            planted.update(outcome.planted)
+        click.echo(planted_line(planted), err=True)
     capped = sum(o.capped for o in outcomes)
     if capped and own_end:
         click.echo(

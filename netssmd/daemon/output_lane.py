@@ -26,7 +26,7 @@ from netssmd.engine.session import STOPPED, OutPacket, SessionInfo
 from netssmd.output.ledger import SessionMeta
 from netssmd.output.rate import Metronome, Rate
 from netssmd.output.sink import LiveSink, Outgoing, Sink
-from netssmd.packet.compliance import FINDINGS
+from netssmd.packet.compliance import names_of
 from netssmd.packet.pcap import Packet
 
 LATE_NS = 10 * MILLISECOND  # a packet that leaves later than this after its time is late
@@ -362,7 +362,7 @@ class OutputLane:
         """Names of a packet's findings; they are counted and told."""
         names = self._names.get(found)
         if names is None:
-            names = self._names[found] = tuple(f.name for i, f in enumerate(FINDINGS) if found >> i & 1)
+            names = self._names[found] = names_of(found)
         self.counters.findings.update(names)
         if self.on_finding:
             for name in names:

@@ -5,8 +5,10 @@ In: packets of one session, in order. Out: the same packets of all sessions, in 
 one packet of each session, whatever their length; the merge runs in rounds, so that thousands of sessions need few open
 files.
 
-    record = ts_ns(8) orig_len(4) caplen(4) direction(1) flow length(1) | flow | data        little-endian
-    flow   = protocol(1) address length(1) source sport(2) destination dport(2)              empty: no five-tuple
+    record = ts_ns(8) orig_len(4) caplen(4) found(8) planted(1) direction(1) flow length(1) | flow | data
+    flow   = protocol(1) address length(1) source sport(2) destination dport(2)        empty: no five-tuple
+
+Little-endian; `planted` is a place in the table of mutants, counted from 1.
 """
 
 from __future__ import annotations
@@ -19,16 +21,20 @@ from pathlib import Path
 from typing import BinaryIO, Final, NamedTuple
 
 from netssmd.output.ledger import FlowKey
+from netssmd.packet.mutants import MUTANTS
 
-_RECORD: Final = struct.Struct("<qIIBB")
+_RECORD: Final = struct.Struct("<qIIQBBB")
 _FLOW: Final = struct.Struct("<BB")
 _PORT: Final = struct.Struct("<H")
 _ORDER: Final = struct.Struct("<I")
+_PLANTED: Final = ("", *(mutant.name for mutant in MUTANTS))
+_PLACE: Final = {name: place for place, name in enumerate(_PLANTED)}
 MAX_OPEN: Final = 200
 
 
 class Spooled(NamedTuple):
-    """One packet; `order` is the number of its session's file among those that are merged."""
+    """One packet; `order` is the number of its session's file among those that are merged. `found` and `planted`: see
+    engine.session.OutPacket."""
 
     ts_ns: int
     order: int
@@ -36,6 +42,8 @@ class Spooled(NamedTuple):
     orig_len: int
     flow: FlowKey | None
     direction: int
+    found: int = 0
+    planted: str = ""
 
 
 class SpoolWriter:
@@ -46,11 +54,14 @@ class SpoolWriter:
         self._flow: FlowKey | None = None
         self._packed = b""
 
-    def write(self, ts_ns: int, data: bytes, orig_len: int, flow: FlowKey | None, direction: int) -> None:
+    def write(
+        self, ts_ns: int, data: bytes, orig_len: int, flow: FlowKey | None, direction: int, found: int = 0,
+        planted: str = "",
+    ) -> None:  # fmt: skip
         """One packet, not earlier than the one before."""
         if flow != self._flow:
             self._flow, self._packed = flow, _pack_flow(flow)
-        head = _RECORD.pack(ts_ns, orig_len, len(data), direction, len(self._packed))
+        head = _RECORD.pack(ts_ns, orig_len, len(data), found, _PLACE[planted], direction, len(self._packed))
         self._file.write(head + self._packed + data)
 
 
@@ -72,7 +83,7 @@ def read_spool(file: BinaryIO, order: int) -> Iterator[Spooled]:
     """The packets of one spool file."""
     flows: dict[bytes, FlowKey] = {}
     while head := file.read(_RECORD.size):
-        ts_ns, orig_len, caplen, direction, flow_len = _RECORD.unpack(head)
+        ts_ns, orig_len, caplen, found, planted, direction, flow_len = _RECORD.unpack(head)
         packed = file.read(flow_len)
         flow = None
         if packed:
@@ -81,7 +92,7 @@ def read_spool(file: BinaryIO, order: int) -> Iterator[Spooled]:
                 if len(flows) > 10_000:  # a scan: forget rather than grow
                     flows.clear()
                 flow = flows[packed] = _unpack_flow(packed)
-        yield Spooled(ts_ns, order, file.read(caplen), orig_len, flow, direction)
+        yield Spooled(ts_ns, order, file.read(caplen), orig_len, flow, direction, found, _PLANTED[planted])
 
 
 def merge(paths: Sequence[Path], work: Path) -> Iterator[Spooled]:
@@ -98,8 +109,9 @@ def merge(paths: Sequence[Path], work: Path) -> Iterator[Spooled]:
         with open(piece[0], "wb") as out, open(piece[1], "wb") as orders:
             writer = SpoolWriter(out)
             for packet in _merge(list(enumerate(paths[first : first + MAX_OPEN], first))):
-                writer.write(packet.ts_ns, packet.data, packet.orig_len, packet.flow, packet.direction)
-                orders.write(_ORDER.pack(packet.order))
+                ts_ns, order, data, orig_len, flow, direction, found, planted = packet
+                writer.write(ts_ns, data, orig_len, flow, direction, found, planted)
+                orders.write(_ORDER.pack(order))
         pieces.append(piece)
     with ExitStack() as stack:
         streams = [
