@@ -309,6 +309,21 @@ def test_lost_frames_are_sent_again_and_a_folder_is_gone_on_with(
 
 @needs_netns
 @needs_programs
+def test_the_workload_that_the_guide_shows_can_be_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "draw_conditions", scene(rtt_ms=5.0))
+    text = re.search(r"```python\n(.*?)```", (ROOT / "docs" / "lab.md").read_text(), re.DOTALL)
+    assert text
+    shown: dict[str, object] = {}
+    exec(text[1], shown)
+    assert len(shown["plan"](random.Random(1), 1.0)) == 20  # type: ignore[operator]
+    shorter = SimpleNamespace(**{**shown, "plan": lambda rng, length: [300, 5_000, 20]})
+    (row,) = record(tmp_path, shorter)
+    assert row["category"] == "database"
+    assert int(row["packets"]) > 15
+
+
+@needs_netns
+@needs_programs
 def test_a_session_that_fails_says_why_and_leaves_nothing(tmp_path: Path) -> None:
     async def broken(here: place.Place) -> None:
         raise ValueError("no such thing")

@@ -2,8 +2,9 @@
 
 The player adapts: the rate is chosen from the throughput it measured and held down while the buffer is low (the rule of
 dash.js's first player). A session has the phases of a real one: page and API, licence and manifest, a burst that fills
-the buffer, then ON and OFF. The ladder is of the lower half of what services publish (145 to 3,000 kbit/s; Apple's HLS
-authoring specification), so that sessions hold many segments rather than many packets each.
+the buffer, then ON and OFF. The ladder is of the lower half of what services publish (Apple's HLS authoring
+specification has 145 to 7,800 kbit/s), and of its lowest part in usual sessions, so that they hold many segments rather
+than many packets each; long ones go to 3,000.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from tools.lab.http1 import Fetcher
 from tools.lab.pages import log_normal
 from tools.lab.place import Place
 
-LADDER_KBIT = (145, 365, 730, 1_100, 2_000, 3_000)
+LADDER_KBIT = (100, 190, 365, 560, 730, 1_100, 2_000, 3_000)
 AUDIO_KBIT = 96
 
 
@@ -51,9 +52,9 @@ def plan(
 ) -> Plan:
     service = f"tv{rng.randrange(12)}.video.test"
     cdn = tuple(f"edge{rng.randrange(40)}-{i}.{service}" for i in range(rng.randrange(1, cdns + 1)))
-    most = rng.randrange(2, len(LADDER_KBIT)) + (1 if length > 1 else 0)
+    most = rng.randrange(2, 5) if length <= 1 else rng.randrange(4, len(LADDER_KBIT))
     return Plan(
-        f"www.{service}", f"api.{service}", f"log.{service}", cdn, rng.choice(segment_s), rng.uniform(10, 30),
+        f"www.{service}", f"api.{service}", f"log.{service}", cdn, rng.choice(segment_s), rng.uniform(8, 20),
         rng.uniform(*seconds) * min(length, 5), LADDER_KBIT[: most + 1], rng.choice(versions),
     )  # fmt: skip
 

@@ -8,6 +8,7 @@ with a dot, which the next start removes.
 from __future__ import annotations
 
 import csv
+import glob
 import importlib
 import importlib.util
 import json
@@ -61,8 +62,14 @@ def missing(workload: Any) -> str:
     return f"no Python package {', '.join(modules)} (pip install '.[lab]')" if modules else ""
 
 
+def search_path() -> str:
+    """PATH, and where Debian puts servers' programs."""
+    more = ["/usr/sbin", "/sbin", *sorted(glob.glob("/usr/lib/postgresql/*/bin"))]
+    return os.pathsep.join([os.environ.get("PATH", ""), *more])
+
+
 def which(program: str) -> str | None:
-    return shutil.which(program, path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin")
+    return shutil.which(program, path=search_path())
 
 
 # ---- the plan of a run
@@ -217,7 +224,7 @@ class Recorder:
         waiting = plan(self.wanted, open_folder(self.wanted))
         scratch = (self.wanted.out / f"{SCRATCH}{os.getpid()}").resolve()
         scratch.mkdir()
-        os.environ["PATH"] = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
+        os.environ["PATH"] = search_path()
         before = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             tls = make_certificates(scratch)

@@ -28,9 +28,9 @@ class Plan:
 
 def plan(rng: random.Random, length: float) -> Plan:
     threads = rng.choice([2, 5, 10, 10, 20])
-    requests, pause_s = round(rng.randrange(90, 260) * length), rng.choice([0, 0.02, 0.2, 0.5])
+    requests, pause_s = round(rng.randrange(60, 200) * length), rng.choice([0, 0.02, 0.2, 0.5])
     return Plan(threads, requests, pause_s, rng.randrange(150, 1_500),
-                rng.choice([1, 20, 100, 1000]), rng.random() < 0.3)  # fmt: skip
+                rng.choice([1, 20, 100, 100, 1000]), rng.random() < 0.3)  # fmt: skip
 
 
 async def serve(place: Place) -> None:

@@ -1,6 +1,6 @@
 """Slowloris: many connections whose requests never end, a line now and then, opened again when the server gives up.
 
-The server's patience is a header timeout of 8 to 30 s (Apache's RequestReadTimeout is 20); 20 to 90 connections.
+The server's patience is a header timeout of 8 to 30 s (Apache's RequestReadTimeout is 20); 15 to 55 connections.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Plan:
 
 
 def plan(rng: random.Random, length: float) -> Plan:
-    connections = round(rng.randrange(20, 90) * min(length, 5))
+    connections = round(rng.randrange(15, 55) * min(length, 5))
     return Plan(connections, rng.uniform(2, 9), rng.uniform(8, 30), rng.uniform(20, 42), rng.random() < 0.15)
 
 

@@ -24,7 +24,7 @@ class Plan:
 
 
 def plan(rng: random.Random, length: float) -> Plan:
-    return Plan(round(rng.randrange(8, 40) * length), rng.choice([1, 2, 4, 4, 8]), rng.choice([1, 2, 3, 6]))
+    return Plan(round(rng.randrange(8, 40) * length), rng.choice([2, 4, 4, 8]), rng.choice([1, 2, 3, 6]))
 
 
 async def serve(place: Place) -> None:

@@ -1,6 +1,6 @@
 """Scrolling a social network by HTTP/1.1: feed pages, batches of images, small reports of what was seen.
 
-A screen of feed is an answer of tens of kB and 6 to 14 images of 10 to 80 kB (thumbnails); a screen is looked at for
+A screen of feed is an answer of tens of kB and 6 to 14 images of 5 to 60 kB (thumbnails); a screen is looked at for
 some seconds; reports go up every screen.
 """
 

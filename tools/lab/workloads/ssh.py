@@ -31,7 +31,7 @@ class Plan:
 
 
 def plan(rng: random.Random, length: float) -> Plan:
-    commands = max(2, round(rng.randrange(6, 16) * length))
+    commands = max(2, round(rng.randrange(4, 12) * length))
     return Plan(commands, rng.uniform(0.09, 0.25), rng.uniform(0.8, 2.5) / max(1, length / 4))
 
 

@@ -1,6 +1,6 @@
 """Video on demand by MPEG-DASH: audio and video segments apart, rate adapted, from up to three hosts of a network.
 
-Segments of 2 to 6 s and a buffer of 10 to 30 s are what the DASH-IF guidelines and players' defaults say.
+Segments of 2 to 6 s and a buffer of 8 to 20 s are what the DASH-IF guidelines and players' defaults say.
 """
 
 from __future__ import annotations

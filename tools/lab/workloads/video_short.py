@@ -1,6 +1,6 @@
 """Short videos, one swipe after another: the next ones are fetched ahead in ranges while one is watched.
 
-Clips are log-normal, median 450 kB (10 to 20 s at 250 to 400 kbit/s); a clip is watched for some seconds, some are
+Clips are log-normal, median 260 kB (10 s at 200 kbit/s); a clip is watched for some seconds, some are
 skipped at once.
 """
 
@@ -15,7 +15,7 @@ from tools.lab.pages import log_normal
 from tools.lab.place import Place
 
 CATEGORY, PROGRAMS, MODULES = "social", (), ("h2",)
-FIRST = 120_000  # bytes fetched before a clip is chosen
+FIRST = 80_000  # bytes fetched before a clip is chosen
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +44,9 @@ async def run(place: Place) -> None:
     for clip in range(drawn.clips):
         if clip and clip % 5 == 0:
             await client.fetch(drawn.api, log_normal(rng, 24_000, 0.5), think_ms=70, up=500)
-        size = log_normal(rng, 450_000, 0.6, 3e6)
+        size = log_normal(rng, 260_000, 0.6, 3e6)
         await client.fetch(drawn.cdn, min(size, FIRST))
-        ahead = [min(FIRST, log_normal(rng, 450_000, 0.6)) for _ in range(rng.randrange(0, 3))]
+        ahead = [min(FIRST, log_normal(rng, 260_000, 0.6)) for _ in range(rng.randrange(0, 3))]
         rest = client.fetch(drawn.cdn, max(0, size - FIRST)) if size > FIRST and rng.random() < 0.75 else place.pause(0)
         await asyncio.gather(rest, *(client.fetch(drawn.cdn, part) for part in ahead))
         await client.fetch(drawn.reports, 50, up=log_normal(rng, 1_200, 0.5))
