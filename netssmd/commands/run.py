@@ -52,26 +52,32 @@ def command(
 
     config = read()
     duration_ns = parse_seconds(duration)
-    opened = _open(config, path)
     if check_config:
+        _open(config, path)
         click.echo(f"{path or 'defaults'}: ok", err=True)
         return
     level = config.log.level.upper()
     logging.basicConfig(stream=sys.stderr, level=level, format="%(asctime)s %(levelname)s %(message)s")
+    from netssmd.daemon.notify import patience
     from netssmd.daemon.retarget import require_fit
     from netssmd.daemon.service import serve
 
     status = _StatusLine()
+    starting = contextlib.ExitStack()
 
     def reread() -> Config:
         changed = read()
         require_fit(changed, opened, str(path or "defaults"))
         return changed
 
-    report = serve(
-        config, opened, duration_ns, on_ready=lambda s: _introduce(s, duration_ns), on_status=status.show, load=reread,
-        fresh=fresh,
-    )
+    def ready(service: "Service") -> None:
+        starting.close()
+        _introduce(service, duration_ns)
+
+    with starting:
+        starting.enter_context(patience())
+        opened = _open(config, path)
+        report = serve(config, opened, duration_ns, on_ready=ready, on_status=status.show, load=reread, fresh=fresh)
     status.clear()
     for line in report.lines():
         _say(line)

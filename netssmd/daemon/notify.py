@@ -2,16 +2,21 @@
 one.
 
 READY=1 when the lanes run, STATUS= every few seconds, RELOADING=1 and READY=1 around a reload, STOPPING=1 when the end
-begins, and WATCHDOG=1 as long as there is progress (see watchdog.py).
+begins, and WATCHDOG=1 as long as there is progress (see watchdog.py). A start or an end that takes long (a large model
+or snapshot, a slow disk) asks for more time meanwhile by EXTEND_TIMEOUT_USEC, up to `PATIENCE_SECONDS`.
 """
 
 import contextlib
 import os
 import socket
+import threading
 import time
 from collections.abc import Iterator
 
 STATUS_SECONDS = 5.0
+PATIENCE_SECONDS = 600.0  # what hangs for longer is systemd's to end
+EXTEND_EVERY_SECONDS = 10.0
+EXTEND_BY_SECONDS = 30.0
 LOOKS = 4  # at the lanes within systemd's limit: one turn may take up to three quarters of it
 
 
@@ -39,6 +44,25 @@ def reloading() -> Iterator[None]:
         yield
     finally:
         notify("READY=1")
+
+
+@contextlib.contextmanager
+def patience() -> Iterator[None]:
+    """Around a start or an end: systemd's time limit for it does not run out before the block ends."""
+    over = threading.Event()
+
+    def extend() -> None:
+        for _ in range(round(PATIENCE_SECONDS / EXTEND_EVERY_SECONDS)):
+            if over.wait(EXTEND_EVERY_SECONDS):
+                return
+            notify(f"EXTEND_TIMEOUT_USEC={EXTEND_BY_SECONDS * 1e6:.0f}")
+
+    if os.environ.get("NOTIFY_SOCKET"):
+        threading.Thread(target=extend, name="netssmd-patience", daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
 
 
 def status_seconds() -> float:

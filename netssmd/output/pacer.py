@@ -96,7 +96,7 @@ def be_punctual(realtime_priority: int = 0) -> str:
         try:
             os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(realtime_priority))
         except OSError as error:
-            return f"no SCHED_FIFO: {error.strerror}; it takes CAP_SYS_NICE or LimitRTPRIO"
+            return f"no SCHED_FIFO: {error.strerror}; it takes CAP_SYS_NICE or drop-ins/realtime.conf"
     return ""
 
 
