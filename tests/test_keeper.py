@@ -23,7 +23,7 @@ import pytest
 from netssmd.daemon.addresses import Plans
 from netssmd.daemon.config import Config, parse
 from netssmd.daemon.keeper import Identity, Keeper
-from netssmd.daemon.retarget import retarget
+from netssmd.daemon.retarget import fork_session, retarget
 from netssmd.daemon.service import Service
 from netssmd.daemon.snapshots import Store
 from netssmd.engine.opening import OpenModel, open_model
@@ -190,6 +190,42 @@ def test_live_sessions_go_on(model: OpenModel, tmp_path: Path) -> None:
         assert seen == made[: len(seen)]
         compared += len(seen)
     assert compared > 400
+
+
+@pytest.mark.parametrize("spoken", [False, True])
+def test_a_copy_is_told_as_one_after_a_restart(model: OpenModel, tmp_path: Path, spoken: bool) -> None:
+    traffic = "[traffic]\nseed = 6\nconcurrency = 3\nramp = '0s'\nlabels = {call-webrtc = 1}\n"
+    config = parse(settings(tmp_path, traffic), "test")
+
+    async def forked(service: Service) -> str:
+        running = asyncio.create_task(service.run())
+        while not (hasattr(service, "output") and service.output.counters.total_packets >= 20):
+            assert not running.done()
+            await asyncio.sleep(0.005)
+        name = await fork_session(service, "6-0")
+        while spoken and service.board.forked:
+            assert not running.done()
+            await asyncio.sleep(0.005)
+        service.stop()
+        await running
+        return name
+
+    async def heard(service: Service, name: str) -> None:
+        assert service.keeper and service.keeper.resumed
+        kept = [session.info for _, session, *_ in service.keeper.resumed.sessions]
+        number = next(info.number for info in kept if service.session_id(info) == name)
+        running = asyncio.create_task(service.run())
+        while not (hasattr(service, "output") and number in service.output._metas):
+            assert not running.done()
+            await asyncio.sleep(0.005)
+        service.stop()
+        await running
+
+    name = asyncio.run(forked(Service(config, model)))
+    asyncio.run(heard(Service(config, model), name))
+    lines = [line for line in ledgers(tmp_path) if line.get("session") == name]
+    assert lines and all(line["forked_from"] == "6-0" for line in lines)
+    assert lines[-1]["resumed"]
 
 
 def whose(frame: bytes, owner: dict[tuple[object, ...], int]) -> int | None:

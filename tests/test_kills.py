@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -34,7 +35,7 @@ def left_behind(directory: Path, packets: int = 40) -> tuple[Path, Path]:
             (sessions[i % 3], 10**18 + i, flow, i % 2, 60, ("gap",) * (i % 4 == 0), 46, 6, 8, ""),
         )
         if i == 25:
-            ledger.end(sessions[0])
+            ledger.end(replace(sessions[0], reason="packets", interventions={"window": 2}))
         if i % 10 == 9:
             ring.flush()
     part, journal = next(directory.glob(".*.part")), next(directory.glob(".*.journal"))
@@ -69,6 +70,8 @@ def test_cut_anywhere_capture_and_ledger_agree(tmp_path: Path, lost: int) -> Non
         assert all(line["resumed"] == {"snapshot": "s"} and line["label"] == "web" for line in lines)
         if not lost:
             assert [line["complete"] for line in lines] == [True, False, False]
+            assert [line.get("reason") for line in lines] == ["packets", None, None]
+            assert [line.get("interventions") for line in lines] == [{"window": 2}, None, None]
             assert sum(line["findings"]["gap"] for line in lines) == 10
 
 

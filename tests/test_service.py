@@ -23,6 +23,7 @@ import msgspec
 import pytest
 from engine_fakes import FakeBackend, fake_session
 
+from netssmd.daemon import notify
 from netssmd.daemon.config import Config, parse
 from netssmd.daemon.report import Report
 from netssmd.daemon.service import Service, serve
@@ -149,6 +150,51 @@ def test_a_lane_that_dies_takes_the_daemon_down(tmp_path: Path) -> None:
         serve(config(tmp_path, '[traffic]\nramp = "0s"\n'), FakeModel(endless=True, fail_at=3))
     assert not [t for t in threading.enumerate() if t.name.startswith("netssmd-engine")]
     assert not list(tmp_path.glob(".*.part"))
+
+
+def test_sessions_that_end_with_the_daemon_are_told_as_such(tmp_path: Path) -> None:
+    """No snapshot keeps them: they are not complete, and the ledger says why. A slow end asks systemd for time."""
+    service = Service(config(tmp_path, "[traffic]\nconcurrency = 3\nramp = '0s'\n"), FakeModel(endless=True))
+
+    async def scenario() -> None:
+        running = asyncio.create_task(service.run())
+        while not (hasattr(service, "output") and len(service.output._metas) == 3):
+            assert not running.done()
+            await asyncio.sleep(0.005)
+        service.stop()
+        await running
+
+    asyncio.run(scenario())
+    lines = [json.loads(line) for path in sorted(tmp_path.glob("*.jsonl")) for line in path.open()]
+    sessions = [line for line in lines if line["type"] == "session"]
+    assert [(line["complete"], line["reason"]) for line in sessions] == [(False, "stopped")] * 3
+
+
+def test_a_slow_end_asks_systemd_for_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(notify, "EXTEND_EVERY_SECONDS", 0.01)
+    service = Service(config(tmp_path, "[traffic]\nconcurrency = 1\n"), FakeModel(endless=True))
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(str(tmp_path / "notify"))
+        systemd.settimeout(60)
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        join = service._join
+
+        def slow(threads: list[threading.Thread]) -> None:
+            while not systemd.recv(4096).startswith(b"EXTEND_TIMEOUT_USEC="):
+                pass
+            join(threads)
+
+        monkeypatch.setattr(service, "_join", slow)
+
+        async def scenario() -> None:
+            running = asyncio.create_task(service.run())
+            while not (hasattr(service, "output") and service.output.counters.total_packets):
+                assert not running.done()
+                await asyncio.sleep(0.005)
+            service.stop()
+            await running
+
+        asyncio.run(scenario())
 
 
 def test_storage_that_fails_takes_the_daemon_down_with_its_reason(

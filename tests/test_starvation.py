@@ -12,11 +12,16 @@ import pytest
 from engine_fakes import FakeBackend, fake_session
 from test_service import FakeModel, config
 
+from netssmd.daemon import lanes
+from netssmd.daemon.board import Board
+from netssmd.daemon.lanes import EngineLane
 from netssmd.daemon.output_lane import OutputLane
 from netssmd.daemon.service import Service
 from netssmd.engine.batch import Batch, run_batch
+from netssmd.engine.mix import Arrivals, TrafficMix
+from netssmd.engine.plan import address_plan
 from netssmd.engine.scheduler import Scheduler
-from netssmd.engine.session import Limits, OutPacket, Session
+from netssmd.engine.session import Limits, OutPacket, Session, SessionInfo, Temperatures
 from netssmd.output.sink import NullSink, Outgoing
 
 
@@ -56,6 +61,44 @@ def test_a_slow_sink_bounds_the_queue_and_leaves_control_alone(tmp_path: Path) -
     assert max(b - a for a, b in pairwise(beats)) < 0.5
     inbox = 64 * 200  # batches that may wait, and what one of them may hold
     assert max(held) < 500 + inbox
+
+
+def test_at_top_speed_a_lane_waits_for_one_that_is_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing else would keep them together before the queue is full: packets of the one that is ahead pile up."""
+    monkeypatch.setattr(lanes, "AHEAD_PACKETS", 300)
+    monkeypatch.setattr(lanes, "AHEAD_SESSION_PACKETS", 10)
+    monkeypatch.setattr(lanes, "IDLE_SECONDS", 0)
+    mix = TrafficMix({"label-0": 1.0}, {}, 1)
+    board = Board(mix, Arrivals(8, 0, 1, 0), 2, 0, 0, None)
+
+    def open_session(info: SessionInfo) -> Session:
+        return FakeModel(endless=True).session(info, address_plan(), Limits(), Temperatures(), 0, payload="protocol")
+
+    ahead, behind = (EngineLane(i, board, Scheduler(FakeBackend(8)), open_session) for i in range(2))
+
+    def turn(lane: EngineLane, times: int) -> None:
+        for _ in range(times):
+            lane.turn()
+            while not board.inbox.empty():
+                batch = board.inbox.get()
+                assert batch is not None
+                board.held += len(batch.packets)  # as the output lane would: none can leave before all floors are there
+
+    for lane in (ahead, behind) * 20:
+        turn(lane, 1)
+    turn(ahead, 2000)
+    held = board.held
+    assert 300 + 8 * 10 < held < 300 + 8 * 10 + 200 and ahead.counters.steps < 1000
+    assert ahead.scheduler.clock_ns > board.floors[1] == board.floor_ns
+    assert not ahead.pulse().due, "it waits, rightly"
+    while behind.scheduler.clock_ns <= ahead.scheduler.clock_ns:
+        turn(behind, 1)
+    turn(behind, 2)  # now it waits, and says how far it is
+    assert max(behind.counters.batches.counts[2:]) > 0, "who is behind catches up with full groups"
+    board.held = held
+    steps = ahead.counters.steps
+    turn(ahead, 5)
+    assert ahead.counters.steps > steps
 
 
 def test_a_long_prompt_takes_turns_with_the_free_sessions() -> None:

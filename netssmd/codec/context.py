@@ -330,6 +330,8 @@ class Context:
         else:  # it was forgotten while a service still named it
             self.hosts[host.address] = host
         recent.insert(0, host)
+        if len(recent) > MAX_HOSTS:
+            del self.hosts[recent.pop().address]
 
     def candidates(self, version: int, originator: Host | None) -> list[Host]:
         """Hosts that a HOST token can name by rank; a responder is not its own originator."""

@@ -104,6 +104,7 @@ class Board:
         self.asked_live = 0  # of the live ones
         self.asked_numbers = ASKED
         self.asked_limits: dict[int, Limits] = {}  # of those started, until their session is made
+        self.forked: dict[int, str] = {}  # copies that have not spoken yet, by number: the name of the original
         self.held = 0
         self.enough = False  # the metronome has more than it can send
         self.inbox: queue.Queue[Batch | None] = queue.Queue(INBOX_BATCHES)

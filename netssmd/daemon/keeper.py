@@ -161,6 +161,7 @@ class Keeper:
             same = len(kept["lanes"]) == len(lanes)
             board.numbers, board.asked_numbers = int(kept["numbers"]), int(kept["asked_numbers"])
             board.asked.extend(Asked(SessionInfo(*part[:5]), Limits(*part[5:])) for part in kept["asked"])
+            board.forked.update({int(number): str(name) for number, name in kept.get("forked", ())})
             board.floors[:] = kept["floors"] if same else [min(kept["floors"])] * len(lanes)
             if same:
                 for lane, what in zip(lanes, kept["lanes"]):

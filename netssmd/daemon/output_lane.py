@@ -22,7 +22,7 @@ from netssmd.daemon.clock import Clock, WallTime
 from netssmd.daemon.watchdog import Pulse
 from netssmd.engine.release import Release
 from netssmd.engine.scheduler import FOR_EVER
-from netssmd.engine.session import STOPPED, OutPacket, SessionInfo
+from netssmd.engine.session import OutPacket, SessionInfo
 from netssmd.output.ledger import SessionMeta
 from netssmd.output.rate import Metronome, Rate
 from netssmd.output.sink import LiveSink, Outgoing, Sink
@@ -238,6 +238,10 @@ class OutputLane:
         """Sessions that are over, of which packets are still held."""
         return list(self._ended)
 
+    def forked(self) -> list[tuple[int, str]]:
+        """Live sessions that are copies, and the names of the originals; those that have not spoken are the board's."""
+        return [(number, meta.forked_from) for number, meta in self._metas.items() if meta.forked_from]
+
     def go_on(self, released_ns: int, packets: list[OutPacket], over: list[Over]) -> None:
         """Before the first turn: hold what was held."""
         self.release.released_ns = released_ns
@@ -370,10 +374,10 @@ class OutputLane:
         return names
 
     def _session_over(self, session: Over) -> None:
-        """Tell the sinks, unless it was cut by the daemon's stop: then it did not end."""
+        """Tell the sinks."""
         meta = self._metas.pop(session.info.number, None)
         self._flows.pop(session.info.number, None)
-        if meta is not None and session.reason != STOPPED:
+        if meta is not None:
             meta = replace(meta, interventions=session.interventions, reason=session.reason)
             for sink in self.sinks:
                 sink.end_session(meta)

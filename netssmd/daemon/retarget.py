@@ -21,7 +21,6 @@ from msgspec.structs import replace
 from netssmd.daemon.addresses import plan_of
 from netssmd.daemon.board import ASKED, Asked
 from netssmd.daemon.config import Config
-from netssmd.engine import snapshot
 from netssmd.engine.fork import fork
 from netssmd.engine.mix import TrafficMix, draw_conditions
 from netssmd.engine.opening import nearest
@@ -182,9 +181,8 @@ async def fork_session(service: Service, session: str, seed: int = 0) -> str:
             board.asked_numbers += 1
         key = derive(seed, "fork") if seed else derive(service.seed, "session", number)
         info = dataclasses.replace(place.session.info, number=number, seed=key)
-        named = snapshot.named_things(service.model.vocabulary, service.plan)
-        copy = fork(place.session, info, named)
-        service.forked[number] = session  # before a packet of it can leave
+        copy = fork(place.session, info, service.named())
+        board.forked[number] = session  # before a packet of it can leave
         lane.fork(place, copy)
         return info
 

@@ -37,7 +37,7 @@ from netssmd.daemon.counters import Counters
 from netssmd.daemon.events import Events
 from netssmd.daemon.keeper import Keeper, Written
 from netssmd.daemon.lanes import READY_NS, EngineLane
-from netssmd.daemon.notify import notify, reloading, status_seconds, watchdog_seconds
+from netssmd.daemon.notify import notify, patience, reloading, status_seconds, watchdog_seconds
 from netssmd.daemon.output_lane import OutputLane
 from netssmd.daemon.report import Report
 from netssmd.daemon.status import Rates, Status, line, status_of
@@ -97,7 +97,6 @@ class Service:
         self.events: Events = Events()
         self.rates = Rates()
         self._resumed: dict[int, dict[str, Any]] = {}  # what the ledger says of sessions of an earlier run
-        self.forked: dict[int, str] = {}  # copies of sessions by number: the name of the original
         self.lanes: list[EngineLane] = []
         self.output: OutputLane
         self.counters: Counters
@@ -112,6 +111,7 @@ class Service:
         self._death: BaseException | None = None
         self._interrupts = 0
         self._begun = 0.0
+        self._ending = contextlib.ExitStack()
         self._pulses: list[Pulse] = []  # when the watchdog was last fed
 
     def _named_before(self, seed: int, plans: Mapping[str, Any]) -> snapshot.Named:
@@ -119,9 +119,10 @@ class Service:
         self.plans = Plans(seed)
         self.plans.take(plans, self.config.addresses.names)
         self.plan = self.plans.of(self.config.addresses, self.config.output.mark)
-        return self._named()
+        return self.named()
 
-    def _named(self) -> snapshot.Named:
+    def named(self) -> snapshot.Named:
+        """What live sessions refer to, those that began under earlier address plans too."""
         assert isinstance(self.model.vocabulary, Vocabulary)
         return snapshot.named_things(self.model.vocabulary, self.plan, self.plans.by_key())
 
@@ -173,7 +174,7 @@ class Service:
         stored = self.ring.last_stored() if keeper.resumed and topspeed and self.ring is not None else None
         if stored is not None and stored[0] >= self.output.release.released_ns:
             self.output.skip(*stored)
-        keeper.begin(self._named, self.plans.told, self.board, self.lanes, self.output, self._cut)
+        keeper.begin(self.named, self.plans.told, self.board, self.lanes, self.output, self._cut)
 
     def _cut(self, sessions: Sequence[SessionMeta], snapshot_id: str) -> None:
         if self.ring is not None:
@@ -251,7 +252,7 @@ class Service:
         attack = is_attack(info.label, self.config.traffic.attacks)
         return SessionMeta(
             self.session_id(info), info.label, info.conditions, info.seed, self.model.hash, attack,
-            self._resumed.get(info.number), forked_from=self.forked.get(info.number, ""),
+            self._resumed.get(info.number), forked_from=self.board.forked.pop(info.number, ""),
         )  # fmt: skip
 
     # --- running
@@ -286,8 +287,9 @@ class Service:
             for sink in (self.ring, self.tap):  # closed by their lane, unless that was never started
                 if sink:
                     sink.close()
-        if self.keeper:
-            await asyncio.to_thread(self.keeper.conclude, self._death)
+        with self._ending:
+            if self.keeper:
+                await asyncio.to_thread(self.keeper.conclude, self._death)
         if self._death is not None:
             raise self._death
         return self.report()
@@ -321,6 +323,7 @@ class Service:
                     fleet.cancel()
             notify("STOPPING=1")
         finally:
+            self._ending.enter_context(patience())
             await asyncio.to_thread(self._join, threads)
             self.events.close()
 

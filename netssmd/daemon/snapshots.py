@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import mmap
 import os
 import re
 import struct
@@ -35,6 +36,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
+
+import msgspec
 
 from netssmd.daemon.board import Board, Over
 from netssmd.daemon.lanes import EngineLane
@@ -58,10 +61,14 @@ _SIZE: Final = struct.Struct("<I")
 
 @dataclass(slots=True)
 class LaneCopy:
-    """An engine lane. sessions: copy, state, steps left of the quantum, in the group?"""
+    """An engine lane. sessions: copy in msgpack, state, steps left of the quantum, in the group?
+
+    The states lie in memory that goes back to the kernel as a whole: 64 of the embedded model are 40 MB, and as so many
+    objects they would leave holes in the allocator's heap that it keeps for ever.
+    """
 
     kept: dict[str, Any]
-    sessions: list[tuple[snapshot.Value, bytes, int, bool]]
+    sessions: list[tuple[msgspec.Raw, memoryview, int, bool]]
 
 
 @dataclass(slots=True)
@@ -95,13 +102,7 @@ class Cut:
             self._since_ns = self._since_ns or time.monotonic_ns()
         lane.hand_over()
         try:
-            copy = LaneCopy(
-                lane.kept(),
-                [
-                    (snapshot.copy(p.session, self.named), lane.scheduler.backend.save_state(p.slot), p.left, p.active)
-                    for p in lane.scheduler.places()
-                ],
-            )
+            copy = self._copy(lane)
         except SnapshotError as error:
             copy = LaneCopy({}, [])
             self.error = error
@@ -115,6 +116,22 @@ class Cut:
         while not self.done.wait(0.05) and not self.over():
             pass
         return True
+
+    def _copy(self, lane: EngineLane) -> LaneCopy:
+        """Each session is packed as it is copied: as values it takes twenty times the memory."""
+        backend, places = lane.scheduler.backend, lane.scheduler.places()
+        states: mmap.mmap | None = None
+        sessions = []
+        for number, place in enumerate(places):
+            state = backend.save_state(place.slot)
+            size = len(state)  # the same for all of a model
+            if states is None:
+                states = mmap.mmap(-1, size * len(places))
+            at = number * size
+            states[at : at + size] = state
+            packed = msgspec.Raw(snapshot.pack(snapshot.copy(place.session, self.named)))
+            sessions.append((packed, memoryview(states)[at : at + size], place.left, place.active))
+        return LaneCopy(lane.kept(), sessions)
 
     def over(self) -> bool:
         """Whether the daemon ends or has ended what lanes do: this moment will not be."""
@@ -148,6 +165,7 @@ class Cut:
                 [*_info(asked.info), asked.limits.packets, asked.limits.duration_ns] for asked in list(board.asked)
             ],
             "floors": list(board.floors),
+            "forked": [*board.forked.items(), *output.forked()],
             "released_ns": output.reached_ns,
         }
         self.stood_ns = time.monotonic_ns() - self._since_ns

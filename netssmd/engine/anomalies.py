@@ -14,6 +14,7 @@ from netssmd.packet.compliance import Checker, Flow, Side
 from netssmd.packet.mutants import BY_NAME, Mutant, copy_of
 from netssmd.packet.wire import TCP, Headers
 
+MOST_OWED = 1024  # flows that have not spoken since a packet of theirs was left out
 _NOBODY = Side()
 
 
@@ -57,6 +58,8 @@ class Planter:
                 chosen.change(sent, flow, side, peer)
             if chosen.drop:
                 self.owed[number] = chosen.name
+                if len(self.owed) > MOST_OWED:
+                    del self.owed[next(iter(self.owed))]
         self.checker.observe(headers, ts_ns)
         return sent, chosen
 

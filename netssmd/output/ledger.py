@@ -45,6 +45,7 @@ Note: TypeAlias = tuple["SessionMeta", int, FlowKey | None, int, int, tuple[str,
 SCHEMA: Final = 1  # raised when a field goes or means something else; a new field is no new schema
 
 
+STOPPED: Final = "stopped"  # reason of a session that ended with the daemon, and not by itself or at a limit
 PLANTED_TOLD: Final = 1_000  # planted packets of a flow that are told one by one
 
 ATTACKS: Final = ("attack-*",)  # patterns of the labels that name attacks, unless an operator gives others
@@ -73,7 +74,8 @@ class SessionMeta:
 
 
 _Observed: TypeAlias = tuple[int, int, int, int, int, tuple[str, ...], int, int, int, str]
-_Journal: TypeAlias = tuple[bool, list[SessionMeta], list[FlowKey | None], list[_Observed], list[str]]
+_Ended: TypeAlias = tuple[str, str, Mapping[str, int] | None]  # session, what ended it, interventions of its guide
+_Journal: TypeAlias = tuple[bool, list[SessionMeta], list[FlowKey | None], list[_Observed], list[_Ended]]
 
 # A row of counts: packets from originator and responder, bytes, IP bytes and payload bytes likewise, first and last
 # ts_ns, what was seen (a bit for each of LETTERS), and the same in order (four bits each: index of LETTERS plus 1).
@@ -169,7 +171,7 @@ class Ledger:
         self._flow_count = 0
         self._told: dict[str, int] = {}  # numbers of sessions and flows that the journal knows
         self._told_flows: dict[FlowKey | None, int] = {}
-        self._ended: list[str] = []  # since the journal was written last
+        self._ended: list[_Ended] = []  # since the journal was written last
         self._current = self._rest  # the tally of the session that spoke last
         self._flows = self._rest.flows
 
@@ -221,12 +223,15 @@ class Ledger:
                 count[name] = count.get(name, 0) + 1
 
     def end(self, session: SessionMeta) -> None:
-        """The session has spoken its last packet."""
-        tally = self._tally(session)
-        tally.complete = True
-        tally.reason = session.reason
-        tally.interventions = session.interventions
-        self._ended.append(session.id)
+        """The session has spoken its last packet; one that `STOPPED` with the daemon would have gone on."""
+        self._end(self._tally(session), session.reason, session.interventions)
+        self._ended.append((session.id, session.reason, session.interventions))
+
+    @staticmethod
+    def _end(tally: _Tally, reason: str, interventions: Mapping[str, int] | None) -> None:
+        tally.complete = reason != STOPPED
+        tally.reason = reason
+        tally.interventions = interventions
 
     def journal(self, notes: Sequence[Note]) -> bytes:
         """These packets as bytes from which `replay` makes the tally again, in the order in which they were made.
@@ -260,9 +265,9 @@ class Ledger:
             flows += new_flows
             for number, ts_ns, flow_number, *rest in rows:
                 self.observe(metas[number], ts_ns, flows[flow_number], *rest)
-            for session in ended:
+            for session, reason, interventions in ended:
                 if session in self._tallies:
-                    self._tallies[session].complete = True
+                    self._end(self._tallies[session], reason, interventions)
 
     def cut(self, session: SessionMeta, snapshot: str) -> None:
         """The daemon stops: the session goes on from this snapshot at the next start."""

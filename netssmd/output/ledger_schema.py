@@ -128,7 +128,8 @@ class SessionLine(msgspec.Struct, tag="session", tag_field="type", kw_only=True)
         str,
         told(
             "what ended it: `end` by itself, `packets`, `tokens`, `duration`, `silent`, `late`, by a command "
-            "(`ordered`), or its state was no longer finite (`broken`); missing until then, and where `recovered`"
+            "(`ordered`), or its state was no longer finite (`broken`); `stopped`: it would have gone on, but the "
+            "daemon ended and kept it in no snapshot; missing until then"
         ),
     ] = ""
     cut: Annotated[
@@ -138,7 +139,7 @@ class SessionLine(msgspec.Struct, tag="session", tag_field="type", kw_only=True)
         Resumed | None, told("where the session went on from, if it began in an earlier run; missing otherwise")
     ] = None
     forked_from: Annotated[
-        str, told("session that it is a copy of, from the moment of the copy on; missing otherwise and after a resume")
+        str, told("session that it is a copy of, from the moment of the copy on; missing otherwise")
     ] = ""
     findings: Annotated[dict[str, int], told("packets that broke a rule of TCP/IP, by finding (compliance.md)")]
     planted: Annotated[
