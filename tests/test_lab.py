@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,8 +26,10 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 from netssmd.learn.prepare import find_sources  # noqa: E402
+from netssmd.packet.pcap import read_capture  # noqa: E402
+from netssmd.packet.wire import parse  # noqa: E402
 from tools.lab import __main__ as command  # noqa: E402
-from tools.lab import http1, names, place, recorder, session  # noqa: E402
+from tools.lab import http1, names, ntp, place, recorder, session  # noqa: E402
 from tools.lab.link import DOWN, UP, Conditions, Lateness, Link, stays_local  # noqa: E402
 
 MS = 1_000_000
@@ -320,6 +323,37 @@ def test_the_workload_that_the_guide_shows_can_be_recorded(tmp_path: Path, monke
     (row,) = record(tmp_path, shorter)
     assert row["category"] == "database"
     assert int(row["packets"]) > 15
+
+
+@needs_netns
+@needs_programs
+def test_ipv6_neighbours_find_each_other_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Datagrams do not tell the kernel that a neighbour is there: it asks again after a while, and is answered."""
+    usual = session.draw_scene
+    link = Conditions(rate_mbit=50.0, rtt_ms=5.0)
+
+    def scene_of(rng: random.Random) -> session.Scene:
+        return replace(usual(rng), v6=True, server_stack="linux", conditions=link)
+
+    monkeypatch.setattr(session, "draw_scene", scene_of)
+    timers = {"base_reachable_time_ms": 200, "delay_first_probe_time": 1, "retrans_time_ms": 200}
+    impatient = {f"ipv6.neigh.eth0.{name}": value for name, value in timers.items()}
+    monkeypatch.setitem(session.STACKS, "linux", impatient)
+
+    async def polls(here: place.Place) -> None:
+        for _ in range(12):
+            await ntp.ask(here, "time.test")
+            await here.pause(0.25)
+
+    async def clock(here: place.Place) -> None:
+        await here.listen_udp("time.test", 123, lambda: ntp.NtpServer(here))
+
+    (row,) = record(tmp_path, SimpleNamespace(**{**vars(TRANSFER), "serve": clock, "run": polls}))
+    with open(tmp_path / row["file"], "rb") as file:
+        frames = [parse(packet.data, packet.orig_len) for packet in read_capture(file)]
+    ports = [(headers.sport, headers.dport) for headers in frames if headers.version == 6]
+    asked, told = (sum(pair[end] == 123 for pair in ports) for end in (1, 0))
+    assert asked == told == 12, "every question was answered"
 
 
 @needs_netns

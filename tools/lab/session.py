@@ -269,6 +269,7 @@ def client_side(scene: Scene) -> tuple[int, int]:
     ]
     if scene.v6:
         lines += [
+            f"addr add fe80::{scene.client_v6.removeprefix(HOME_V6)}/64 dev {DEVICE} nodad",
             f"addr add {scene.client_v6}/64 dev {DEVICE} nodad",
             f"route add default via {GATEWAY_V6} {ways}",
         ]
@@ -293,6 +294,7 @@ def server_side(scene: Scene) -> tuple[int, int]:
     ]
     if scene.v6:
         lines += [
+            f"addr add fe80::1/64 dev {DEVICE} nodad",  # without one the kernel asks for no neighbour
             f"addr add {GATEWAY_V6}/64 dev {DEVICE} nodad noprefixroute",
             f"route add {HOME_V6}/64 dev {DEVICE} {ways}",
             "route add local 2001:2:0:1::/64 dev lo",

@@ -38,4 +38,4 @@ async def run(place: Place) -> None:
     words.write_text("".join(f"{stem}{rng.randrange(10**5)}\n" for stem in stems))
     who = ["-l", rng.choice(["root", "admin"]), "-P", str(words), "-t", str(drawn.tasks)]
     with contextlib.suppress(TimeoutError):  # it waits long for what the server has dropped
-        await place.call("hydra", "-I", *who, f"ssh://{place.names.v4(HOST)}", seconds=60)
+        await place.call("hydra", "-I", "-w", "2", *who, f"ssh://{place.names.v4(HOST)}", seconds=20)

@@ -7,6 +7,7 @@ aiosmtpd and Python's smtplib. Sizes are log-normal with a median of 12 kB and a
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import email.message
 import random
 import smtplib
@@ -61,14 +62,19 @@ def send_all(place: Place) -> None:
     drawn = place.plan
     waiting = list(drawn.letters)
     while waiting:
-        with smtplib.SMTP(HOST, drawn.port, local_hostname="pc.home.test", timeout=30) as client:
-            if drawn.tls:
-                client.starttls(context=unverified())
-            while waiting:
-                client.send_message(letter(place, waiting.pop()))
-                time.sleep(min(15.0, place.rng.expovariate(1 / drawn.pause_s)))
-                if not drawn.together:
-                    break
+        client = smtplib.SMTP(HOST, drawn.port, local_hostname="pc.home.test", timeout=30)
+        if drawn.tls:
+            client.starttls(context=unverified())
+        while waiting:
+            client.send_message(letter(place, waiting.pop()))
+            time.sleep(min(15.0, place.rng.expovariate(1 / drawn.pause_s)))
+            if not drawn.together:
+                break
+        client.docmd("QUIT")
+        with contextlib.suppress(OSError):  # the server closes first (RFC 5321, 4.1.1.10)
+            while client.sock and client.sock.recv(1024):
+                pass
+        client.close()
 
 
 def unverified() -> ssl.SSLContext:
