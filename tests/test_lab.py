@@ -280,6 +280,7 @@ def test_a_session_has_the_conditions_that_its_manifest_tells(tmp_path: Path, mo
     assert 60 <= float(row["handshake_ms"]) < 60 + 30 + float(row["late_us_p99"]) / 500
     assert float(row["duration_s"]) > 340_000 * 8 / 6e6, "nothing is faster than the link"
     assert int(row["lost"]) == 0
+    assert 0 <= float(row["waited_pct"]) <= 200
     found, total = findings(capture)
     recovering = {"retransmission", "gap"} if int(row["queue_drops"]) else {"retransmission"}  # a late machine's
     assert {name for name, packets in found.items() if packets} <= recovering

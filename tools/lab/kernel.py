@@ -82,6 +82,14 @@ def sysctl(values: Mapping[str, object]) -> None:
             path.write_text(str(value))
 
 
+def waited_seconds(pid: int) -> float:
+    """How long a process was ready to run and did not: others had the processors. 0 where the kernel does not count."""
+    try:
+        return int(Path(f"/proc/{pid}/schedstat").read_text().split()[1]) / 1e9
+    except (OSError, IndexError):
+        return 0.0
+
+
 def device_counts(pid: int, device: str) -> tuple[int, int]:
     """(frames that came in by the device, frames that were to go out) in the network namespace of a process."""
     for line in Path(f"/proc/{pid}/net/dev").read_text().splitlines():

@@ -33,7 +33,7 @@ from tools.lab.place import Tls
 COLUMNS = [
     "file", "label", "category", "split", "packets", "flows", "duration_s", "rate_mbit", "rtt_ms", "loss_pct", "capped",
     "seed", "jitter_ms", "queue_ms", "reorder_pct", "lost", "queue_drops", "handshake_ms", "congestion", "stack",
-    "ipv6", "mtu", "length", "late_us_p50", "late_us_p99",
+    "ipv6", "mtu", "length", "late_us_p50", "late_us_p99", "waited_pct",
 ]  # fmt: skip
 SCRATCH = ".lab-"  # and the recorder's process id
 PART = ".part"

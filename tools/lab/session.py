@@ -203,7 +203,9 @@ def run(spec: Spec, workload: Any) -> dict[str, Any]:
     os.close(readies)
     await_ready(ready, spec)
     client_pid = fork(lambda: be_client(client_net, place("client"), workload, spec))
-    ended = await_client(client_pid, capture, spec)
+    began = time.monotonic()
+    ended, waited = await_client(client_pid, capture, spec)
+    waited_pct = 100 * (waited + kernel.waited_seconds(server_pid)) / (time.monotonic() - began)
     settle(scene, capture, counted)
     missing = capture.finish(lambda: sum(counted()) - before)
     os.kill(link_pid, signal.SIGTERM)
@@ -226,6 +228,7 @@ def run(spec: Spec, workload: Any) -> dict[str, Any]:
         "queue_drops": counts["up"]["dropped"] + counts["down"]["dropped"],
         "late_us_p50": counts["late_us_p50"],
         "late_us_p99": counts["late_us_p99"],
+        "waited_pct": round(waited_pct, 2),
         "congestion": scene.congestion,
         "stack": scene.client_stack,
         "ipv6": int(scene.v6),
@@ -377,17 +380,19 @@ def await_ready(ready: int, spec: Spec) -> None:
         raise RuntimeError(f"the servers did not start: {last_words(spec)}")
 
 
-def await_client(pid: int, capture: Capture, spec: Spec) -> str:
-    """Wait for the client, the packet limit or the deadline: "whole" or "capped". Raises when the client failed."""
+def await_client(pid: int, capture: Capture, spec: Spec) -> tuple[str, float]:
+    """Wait for the client, the packet limit or the deadline: "whole" or "capped", and for how many seconds others had
+    the processors that it could have used. Raises when the client failed."""
     client, tcpdump = os.pidfd_open(pid), os.pidfd_open(capture.process.pid)
     readable, _, _ = select.select([client, tcpdump], [], [], spec.seconds)
+    waited = kernel.waited_seconds(pid)
     if client in readable:
         _, status = os.waitpid(pid, 0)
         if status and tcpdump not in readable:
             raise RuntimeError(f"the client failed: {last_words(spec)}")
-        return "capped" if capture.over else "whole"
+        return "capped" if capture.over else "whole", waited
     os.kill(pid, signal.SIGKILL)
-    return "capped"
+    return "capped", waited
 
 
 def settle(scene: Scene, capture: Capture, counted: Callable[[], tuple[int, int]]) -> None:

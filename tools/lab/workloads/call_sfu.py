@@ -120,5 +120,3 @@ async def run(place: Place) -> None:
         reporting.cancel()
         await asyncio.gather(reporting, return_exceptions=True)
         await asyncio.wait_for(say(90), 20)
-
-
