@@ -198,6 +198,9 @@ def test_what_a_dead_recorder_left_is_removed(tmp_path: Path) -> None:
     recorder.sweep(tmp_path)
     left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")}
     assert left == {"web", f".lab-{living}", f".lab-{living}/web-1", f"web/.{living}.1.part", "web/0.pcap.gz"}
+    (tmp_path / "manifest.csv").write_text(",".join(recorder.COLUMNS) + "\n")
+    with pytest.raises(recorder.UsageError, match=f"another recorder writes here .process {living}."):
+        recorder.open_folder(wanted(tmp_path))
 
 
 def test_a_workload_that_lacks_something_is_skipped_with_the_reason() -> None:

@@ -120,7 +120,7 @@ def open_folder(wanted: Wanted) -> dict[str, int]:
     out = wanted.out
     try:
         out.mkdir(parents=True, exist_ok=True)
-        sweep(out)
+        living = sweep(out)
         manifest = out / MANIFEST
         if not manifest.exists():
             with open(manifest, "w", newline="", encoding="utf-8") as file:
@@ -133,6 +133,11 @@ def open_folder(wanted: Wanted) -> dict[str, int]:
         raise OutputError(f"{out}: {error.strerror}; name a folder that can be written") from None
     if reader.fieldnames != COLUMNS:
         raise UsageError(f"{manifest}: not a manifest of this lab; name an empty folder")
+    if living:
+        raise UsageError(
+            f"{out}: another recorder writes here (process {', '.join(sorted(living))}); name another folder, or "
+            f"remove {SCRATCH}* in this one if there is none"
+        )
     taken: dict[str, int] = {}
     for row in rows:
         number = int(Path(row["file"]).name.split(".")[0])
@@ -140,8 +145,9 @@ def open_folder(wanted: Wanted) -> dict[str, int]:
     return taken
 
 
-def sweep(out: Path) -> None:
-    """Remove what recorders that are no more have left: scratch folders and captures that were not finished."""
+def sweep(out: Path) -> set[str]:
+    """Remove what recorders that are no more have left, scratch folders and captures that were not finished; return
+    the process ids of those that still run."""
     living = set()
     for folder in out.glob(f"{SCRATCH}*"):
         pid = folder.name.removeprefix(SCRATCH)
@@ -152,6 +158,7 @@ def sweep(out: Path) -> None:
     for part in out.glob(f"*/.*{PART}"):
         if part.name.split(".")[1] not in living:
             part.unlink(missing_ok=True)
+    return living
 
 
 def make_certificates(folder: Path) -> Tls:

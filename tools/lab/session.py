@@ -38,7 +38,7 @@ from tools.lab.place import Place, Tls
 DEVICE = "eth0"
 HOME_V6 = "2001:2:0:fffe::"
 GATEWAY_V6 = HOME_V6 + "1"
-READY_SECONDS, SETTLE_SECONDS = 30.0, 4.0
+READY_SECONDS, SETTLE_SECONDS = 90.0, 4.0
 FOLDER_BYTES = 512 << 20  # of a session's own file system, in memory
 
 # What access links are sold as, Mbit/s (gross rates a little less or more), from a weak cell to fibre.
