@@ -373,6 +373,16 @@ def test_a_session_that_fails_says_why_and_leaves_nothing(tmp_path: Path) -> Non
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["manifest.csv"]
 
 
+@needs_netns
+@needs_programs
+def test_what_always_fails_is_not_tried_for_ever(tmp_path: Path) -> None:
+    hopeless = SimpleNamespace(**{**vars(TRANSFER), "plan": lambda rng, length: 1 // 0})
+    asked = wanted(tmp_path, labels=["test"], minutes=60.0, jobs=3)
+    with pytest.raises(recorder.OutputError, match=r"8 sessions failed .* ZeroDivisionError"):
+        recorder.Recorder(asked, {"test": hopeless}, lambda *_: None).run()
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["manifest.csv"]
+
+
 def processes(mark: str) -> list[int]:
     """Those whose command line names the folder."""
     found = []

@@ -82,6 +82,13 @@ def sysctl(values: Mapping[str, object]) -> None:
             path.write_text(str(value))
 
 
+def congestion_controls() -> list[str]:
+    """Those that TCP has here, the default first."""
+    folder = Path("/proc/sys/net/ipv4")
+    default = (folder / "tcp_congestion_control").read_text().strip()
+    return [default, *(folder / "tcp_available_congestion_control").read_text().split()]
+
+
 def waited_seconds(pid: int) -> float:
     """How long a process was ready to run and did not: others had the processors. 0 where the kernel does not count."""
     try:

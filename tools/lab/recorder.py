@@ -37,6 +37,7 @@ COLUMNS = [
 ]  # fmt: skip
 SCRATCH = ".lab-"  # and the recorder's process id
 PART = ".part"
+MOST_FAILURES = 8  # one after the other
 ALWAYS = ("ip", "tcpdump", "openssl")
 PACKAGES = {"ip": "iproute2"}  # Debian's packages, where they are not called like the program
 
@@ -223,6 +224,7 @@ class Recorder:
     tally: Tally = field(default_factory=Tally)
     jobs: list[Job] = field(default_factory=list)
     stopping: bool = False
+    failed_since: int = 0  # the last that succeeded
 
     def run(self) -> Tally:
         """Raises UsageError, OutputError. SIGINT and SIGTERM end the sessions under way, unrecorded."""
@@ -308,7 +310,11 @@ class Recorder:
         if "error" in row:
             self.tally.failures.append((name, row["error"]))
             spec.file.unlink(missing_ok=True)
+            self.failed_since += 1
+            if self.failed_since >= max(MOST_FAILURES, 2 * len(self.wanted.labels)):
+                raise OutputError(f"{self.failed_since} sessions failed one after the other, the last: {row['error']}")
             return
+        self.failed_since = 0
         final = self.wanted.out / name
         os.replace(spec.file, final)
         category = self.workloads[spec.label].CATEGORY

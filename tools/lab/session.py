@@ -171,6 +171,8 @@ def run(spec: Spec, workload: Any) -> dict[str, Any]:
     """The session, as init of its PID namespace; the manifest's row."""
     rng = random.Random(spec.seed)
     scene = draw_scene(rng)
+    if scene.congestion not in kernel.congestion_controls():
+        scene = replace(scene, congestion=kernel.congestion_controls()[0])
     if spec.reorder_pct:
         scene = replace(scene, conditions=replace(scene.conditions, reorder_pct=spec.reorder_pct))
     plan = workload.plan(random.Random(f"{spec.seed}/plan"), spec.length)
