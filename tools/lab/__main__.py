@@ -26,17 +26,40 @@ def main() -> None:
 
 @main.command()
 @click.argument("out", type=click.Path(path_type=Path), required=False)
-@click.option("--minutes", default=0.0, help="Start sessions for so long.")
-@click.option("--sessions", default=0, help="Record so many, the labels taking turns.")
+@click.option("--minutes", type=click.FloatRange(0), default=0.0, help="Start sessions for so long.")
+@click.option("--sessions", type=click.IntRange(0), default=0, help="Record so many, the labels taking turns.")
 @click.option("--seed", default=1, show_default=True, help="Conditions, hosts and workloads follow from it.")
 @click.option("--label", "labels", multiple=True, help="Only this label; may be repeated. Without it: all.")
-@click.option("--jobs", default=4, show_default=True, help="Sessions at once.")
-@click.option("--long", "long_share", default=LONG_SHARE, show_default=True, help="Share that is 6 to 16 times longer.")
-@click.option("--packets", default=PACKETS, show_default=True, help="Cut a capture after so many.")
-@click.option("--seconds", default=SECONDS, show_default=True, help="Cut a session after so many (more for long ones).")
-@click.option("--snaplen", default=SNAPLEN, show_default=True, help="Bytes kept of a packet.")
+@click.option("--jobs", type=click.IntRange(1, 256), default=4, show_default=True, help="Sessions at once.")
+@click.option(
+    "--long",
+    "long_share",
+    type=click.FloatRange(0, 1),
+    default=LONG_SHARE,
+    show_default=True,
+    help="Share that is 6 to 16 times longer.",
+)
+@click.option(
+    "--packets", type=click.IntRange(1), default=PACKETS, show_default=True, help="Cut a capture after so many."
+)
+@click.option(
+    "--seconds",
+    type=click.FloatRange(1),
+    default=SECONDS,
+    show_default=True,
+    help="Cut a session after so many (more for long ones).",
+)
+@click.option(
+    "--snaplen", type=click.IntRange(64, 65535), default=SNAPLEN, show_default=True, help="Bytes kept of a packet."
+)
 @click.option("--free-disk", default="1GB", show_default=True, help="Stop when less is free.")
-@click.option("--reorder", "reorder_pct", default=0.0, help="Percentage of frames that overtake others.")
+@click.option(
+    "--reorder",
+    "reorder_pct",
+    type=click.FloatRange(0, 100),
+    default=0.0,
+    help="Percentage of frames that overtake others.",
+)
 @click.option("--debug", is_flag=True, help="Show what the two sides write.")
 @click.option("--list", "list_them", is_flag=True, help="Say which workloads there are and what they lack here.")
 @click.option("--dry-run", is_flag=True, help="Say what would be recorded, up to --sessions or 20.")
@@ -58,7 +81,7 @@ def record(out: Path | None, minutes: float, sessions: int, seed: int, labels: t
             raise UsageError("say how much: --minutes or --sessions")
         chosen = choose(known, labels)
         wanted = recorder.Wanted(
-            out, chosen, seed, sessions or (20 if dry_run else 0), minutes, max(1, jobs), long_share, packets, seconds,
+            out, chosen, seed, sessions or (20 if dry_run else 0), minutes, jobs, long_share, packets, seconds,
             snaplen, parse_size_bytes(free_disk), reorder_pct, debug,
         )  # fmt: skip
         if dry_run:
