@@ -52,6 +52,20 @@ def byte_model(folder: Path, timing: Timing | None = None, packet_bytes: int = 9
     return folder
 
 
+def echoing_model(folder: Path) -> Path:
+    """Mostly zeros, whatever came before; never ends by itself."""
+    vocabulary = ByteVocabulary.make(LABELS, 94)
+    config = ModelConfig(
+        d_model=32, n_layer=2, d_state=16, headdim=16, vocab_size=vocabulary.size, rows=vocabulary.rows, head_bias=True
+    )
+    tensors = random_tensors(config)
+    bias = np.zeros(vocabulary.size, np.float32)
+    bias[0], bias[vocabulary.end] = 6, -9984
+    tensors["lm_head.bias"] = bias
+    save_checkpoint(folder, config, vocabulary.to_json(), tensors, "Zeros, for tests.\n")
+    return folder
+
+
 # ---- look-alikes ---------------------------------------------------------------------------------------------------
 
 MAMBA_CONFIG = {

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
-from byte_models import byte_model, talk
+from byte_models import byte_model, echoing_model, talk
 from click.testing import CliRunner
 from engine_fakes import FakeBackend
 
@@ -16,7 +17,7 @@ from netssmd.codec.bytes import ByteEncoder, to_text
 from netssmd.commands.generate import command
 from netssmd.commands.run import _open
 from netssmd.daemon.config import parse as parse_config
-from netssmd.daemon.service import serve
+from netssmd.daemon.service import Service, serve
 from netssmd.engine import snapshot
 from netssmd.engine.byte_options import ByteOptions, gaps_of_capture
 from netssmd.engine.opening import OpenModel, Prompt, open_model
@@ -25,6 +26,7 @@ from netssmd.engine.repetition import Repetition
 from netssmd.engine.scheduler import Scheduler
 from netssmd.engine.session import PACKETS, SILENT, TOKENS, Limits, SessionInfo
 from netssmd.errors import CaptureError, UsageError
+from netssmd.model.cpu_backend import available_isas
 from netssmd.packet.compliance import Checker
 from netssmd.packet.pcap import Packet, PcapWriter, read_capture
 from netssmd.packet.wire import parse
@@ -273,6 +275,22 @@ def test_options_of_the_byte_codec_are_refused_for_others(tmp_path: Path) -> Non
     assert done.exit_code == 0
 
 
+def test_speculation_changes_no_byte(tmp_path: Path) -> None:
+    """On unless told otherwise where it is cheaper, told at the end, and never where it is not."""
+    model = echoing_model(tmp_path / "model")
+    common = ("--model", model, "--label", "amazon", "--tokens", 95 * 20, "--raw", "--seed", 3, "--sessions", 3)
+    ahead = generate(*common, "-o", tmp_path / "ahead.pcap")
+    plain = generate(*common, "--no-speculate", "-o", tmp_path / "plain.pcap")
+    assert ahead.exit_code == plain.exit_code == 0 and len(read(tmp_path / "plain.pcap")) == 60
+    assert (tmp_path / "ahead.pcap").read_bytes() == (tmp_path / "plain.pcap").read_bytes()
+    assert "guesses right" not in plain.output
+    if available_isas():
+        assert "guesses right" in ahead.output
+    if importlib.util.find_spec("torch"):
+        torch = generate(*common[:-2], "--backend", "torch", "-o", tmp_path / "torch.pcap")
+        assert torch.exit_code == 0 and "guesses right" not in torch.output
+
+
 # ---- run -----------------------------------------------------------------------------------------------------------
 
 
@@ -303,3 +321,21 @@ port = 0
     assert sum(report.malformed.values()) > 700
     assert report.lines()[-1].startswith("Malformed: ")
     assert json.dumps(report.malformed)
+
+
+def test_the_papers_sampling_is_a_preset_of_the_daemon(folder: Path, tmp_path: Path) -> None:
+    """Its four values, each but for a key that says something else; refused for what has no repetition penalty."""
+    from tiny_model import tiny_model
+
+    text = f'[engine]\nmodel = "{folder}"\nsampling = "paper"\n'
+    config = parse_config(text, "test")
+    opened = _open(config, None)
+    assert config.drawn() == (0.5, 25, 0.9, 1.8)
+    assert (opened.sampling.top_k, opened.sampling.top_p, opened.options.penalty) == (25, 0.9, 1.8)
+    assert Service(config, opened).temperatures.default == 0.5
+    own = parse_config(text + "top_k = 3\n[traffic]\ntemperature = 0.8\n", "test")
+    assert own.drawn() == (0.8, 3, 0.9, 1.8)
+    assert parse_config("[traffic]\ntemperature = 0.8", "test").drawn() == (0.8, 0, 1.0, 1.0)
+    other = parse_config(text.replace(str(folder), str(tiny_model(tmp_path / "m"))), "test")
+    with pytest.raises(UsageError, match="the paper's sampling"):
+        _open(other, None)

@@ -62,6 +62,8 @@ def test_units_and_conditions() -> None:
         ("[traffic]\nrtt_ms = [9, 5]", "a range [low, high]"),
         ("[traffic.labels]\nweb = 0", "only weights of 0"),
         ("[engine]\nbackend = 'gpu'", 'engine.backend: found "gpu"; write one of "auto", "cpu", "torch", "cuda"'),
+        ("[engine]\nsampling = 'papr'", 'engine.sampling: found "papr"; write "plain" or "paper"'),
+        ("[bytes]\nspeculate = 1", "bytes.speculate: found 1; write true or false"),
         ("[output]\nbasename = '../x'", "plain file name"),
         ("[output\n", "t.toml: not TOML"),
     ],

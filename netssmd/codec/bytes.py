@@ -218,6 +218,21 @@ class ByteDecoder:
             self.silent = self.ended = True
         return None
 
+    def ranges_ahead(self, tokens: list[int]) -> list[int]:
+        """`lo, hi` as they are, then as each of these tokens (bytes and delimiters) would leave them."""
+        bounds = [self.lo, self.hi]
+        whole = self.vocabulary.layout.packet_bytes
+        known = len(self._bytes)
+        for token in tokens:
+            known = known + 1 if self.vocabulary.byte_of[token] < PKT else 0
+            if not self.vocabulary.framed:
+                bounds += [0, self.vocabulary.size]
+            elif known == whole:
+                bounds += [256, 258]
+            else:
+                bounds += [0, 256]
+        return bounds
+
     def _close(self, last: bool) -> Decoded | None:
         """The packet is complete."""
         data = bytes(self._bytes)

@@ -33,6 +33,8 @@ OPTIONS = (
     click.option("--prompt-text", type=click.Path(path_type=Path), metavar="FILE",
                  help="Byte codec: go on from '<|label|> 188 34 ... <|pkt|> ...'; - is stdin."),
     click.option("--prompt-partial", is_flag=True, help="... whose last packet is not whole: go on inside it."),
+    click.option("--speculate/--no-speculate", default=True, show_default=True,
+                 help="Byte codec: guess tokens ahead; the same packets, sooner."),
     click.option("--raw", is_flag=True, help="Byte codec: packets as generated, stale checksums, addresses and all."),
 )  # fmt: skip
 
@@ -58,6 +60,7 @@ class Asked:
     prompt_last: bool
     prompt_text: Path | None
     prompt_partial: bool
+    speculate: bool
     raw: bool
 
     def open(self, model: str, backend: Any) -> OpenModel:

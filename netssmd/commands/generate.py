@@ -151,6 +151,7 @@ def command(
         chosen_rate(pps, mbps, multiplier, topspeed),
         guide,
         planted,
+        asked.speculate,
     )
     count = min(threads or len(os.sched_getaffinity(0)), job.sessions)
     outcomes = target.write(job, count)
@@ -223,6 +224,7 @@ class Job:
     rate: Rate | None = None  # packets get times by it; None: as drawn
     guide: bool = False
     anomalies: dict[str, float] = field(default_factory=dict)  # defect -> share of the packets that can have it
+    speculate: bool = True
 
     @property
     def sessions(self) -> int:
@@ -534,8 +536,9 @@ def generate(job: Job, work: Path, threads: int) -> list[Outcome]:
     group = 16
     backend = job.model.backend(threads * min(group, -(-job.sessions // threads)))
     batch = Batch(
-        backend, job.sessions, job.opener(), lambda i: Spool(spool_path(work, i), outcomes, i), threads, group
-    )
+        backend, job.sessions, job.opener(), lambda i: Spool(spool_path(work, i), outcomes, i), threads, group,
+        job.speculate,
+    )  # fmt: skip
     columns = (
         TextColumn("sessions"),
         BarColumn(),
@@ -553,6 +556,10 @@ def generate(job: Job, work: Path, threads: int) -> list[Outcome]:
             progress.update(task, completed=batch.done, rate=rate)
 
         run_batch(batch, watch)
+    drafted, accepted, tokens, calls = batch.speculation()
+    if drafted:
+        share, each = accepted / drafted, tokens / max(1, calls)
+        click.echo(f"speculation: {share:.0%} of {drafted:,} guesses right, {each:.1f} tokens a call", err=True)
     return [outcome for outcome in outcomes if outcome is not None]
 
 

@@ -134,8 +134,9 @@ def _open(config: "Config", path: Path | None) -> "OpenModel":
 
     engine, special = config.engine, config.bytes
     gaps_ns = gaps_of_capture(Path(special.timing)) if special.timing else ()
-    options = ByteOptions(gaps_ns, special.repetition_penalty, special.repetition_window)
-    opened = open_model(engine.model, engine.backend, engine.top_k, engine.top_p, engine.weights, options)
+    drawn = config.drawn()
+    options = ByteOptions(gaps_ns, drawn.penalty, special.repetition_window)
+    opened = open_model(engine.model, engine.backend, drawn.top_k, drawn.top_p, engine.weights, options)
     require_fit(config, opened, str(path) if path else "defaults")
     return opened
 

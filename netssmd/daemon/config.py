@@ -18,6 +18,7 @@ from netssmd import tomlfile
 from netssmd.codec.vocab import MOST
 from netssmd.daemon.events import EVENTS
 from netssmd.daemon.topics import NAME
+from netssmd.engine.byte_options import PRESETS, Preset
 from netssmd.errors import NetssmdError
 from netssmd.output.ledger import ATTACKS
 from netssmd.packet.mutants import LIVE
@@ -37,6 +38,7 @@ class Interval(int):
     """Mean nanoseconds between events, written as their rate: "30/min"."""
 
 
+PLAIN = Preset(1.0, 0, 1.0, 1.0)  # the defaults of the keys that say how tokens are drawn
 Condition = float | tuple[float, float] | Literal["unknown"]
 
 
@@ -72,6 +74,7 @@ class Engine(_Section, frozen=True):
     pace: Literal["live", "topspeed"] = "live"
     lookahead: Duration = Duration(2_000_000_000)
     queue_packets: int = 65_536
+    sampling: Literal["plain", "paper"] = "plain"
     top_k: int = 0
     top_p: float = 1.0
 
@@ -148,6 +151,7 @@ class Bytes(_Section, frozen=True):
     timing: str = ""
     repetition_penalty: float = 1.0
     repetition_window: int = 0
+    speculate: bool = True
 
     def __post_init__(self) -> None:
         if not 0.01 <= self.repetition_penalty <= 100:
@@ -385,6 +389,13 @@ class Config(_Section, frozen=True):
             raise ValueError("output.files is false and tap.name empty; packets need a place to go to: set one of them")
         if self.engine.pace == "topspeed" and self.pacing.rates:
             raise ValueError(f'engine.pace is "topspeed" and pacing.{self.pacing.rates[0]} set; keep one of them')
+
+    def drawn(self) -> Preset:
+        """How tokens are drawn: what the keys say, and the preset's values for those that are at their defaults."""
+        own = Preset(self.traffic.temperature, self.engine.top_k, self.engine.top_p, self.bytes.repetition_penalty)
+        preset = PRESETS.get(self.engine.sampling, own)
+        told = {name: value for name, value in own._asdict().items() if value != getattr(PLAIN, name)}
+        return preset._replace(**told)
 
 
 def load(path: Path) -> Config:

@@ -59,6 +59,8 @@ class EngineCounters:
     ended: Counter[tuple[str, str]] = field(default_factory=Counter)  # (label, reason)
     active: Counter[str] = field(default_factory=Counter)
     tokens: int = 0
+    drafted: int = 0  # tokens, by speculation
+    accepted: int = 0  # those of them that were drawn
     steps: int = 0
     step_times: Histogram = field(default_factory=lambda: Histogram(STEP_BOUNDS_NS))  # inside scheduler.step
     batches: Histogram = field(default_factory=lambda: Histogram(BATCH_BOUNDS))  # sessions a step
@@ -137,9 +139,11 @@ class EngineLane:
         after = time.monotonic_ns()
         if result is not None:
             self.counters.step_times.observe(after - before)
-            self.counters.batches.observe(scheduler.tokens - self.counters.tokens)
+            self.counters.batches.observe(scheduler.advanced)
             self.counters.steps = scheduler.steps
             self.counters.tokens = scheduler.tokens
+            self.counters.drafted = scheduler.drafted
+            self.counters.accepted = scheduler.accepted
             self._packets += result[0]
             for session in result[1]:
                 self._end(session)

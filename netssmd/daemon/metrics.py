@@ -102,6 +102,10 @@ METRICS: dict[str, tuple[Row, ...]] = {
     ),
     "Model": (
         Row("netssmd_tokens", "counter", (), "Tokens drawn or forced.", lambda s: s.counters.sum("tokens")),
+        Row("netssmd_drafted_tokens", "counter", (), "Tokens guessed ahead for models of the byte codec.",
+            lambda s: s.counters.sum("drafted")),
+        Row("netssmd_accepted_tokens", "counter", (), "Guessed tokens that the model drew.",
+            lambda s: s.counters.sum("accepted")),
         Row("netssmd_malformed_packets", "counter", ("defect",),
             "Packets of ended sessions that a byte model wrote and that were none, so were not sent.",
             lambda s: s.counters.malformed()),

@@ -225,7 +225,9 @@ def _limits(service: Service, config: Config) -> None:
 
 
 def _temperatures(service: Service, config: Config) -> None:
-    service.temperatures = service.model.temperatures(config.traffic.temperature, config.traffic.temperatures)
+    preset = service.config.engine  # a new one waits for a restart
+    temperature = replace(config, engine=preset).drawn().temperature
+    service.temperatures = service.model.temperatures(temperature, config.traffic.temperatures)
 
 
 def _plan(service: Service, config: Config) -> None:

@@ -92,7 +92,7 @@ class Service:
             self.plans = Plans(self.seed)
         self.plan = self.plans.of(config.addresses, config.output.mark)
         self.limits = Limits(traffic.session_packets, int(traffic.session_duration))
-        self.temperatures = model.temperatures(traffic.temperature, traffic.temperatures)
+        self.temperatures = model.temperatures(config.drawn().temperature, traffic.temperatures)
         self.cap_packets_per_second = traffic.packets_per_second
         self.events: Events = Events()
         self.rates = Rates()
@@ -156,7 +156,7 @@ class Service:
         for index in range(self.threads):
             cap = self.rate_cap(self.cap_packets_per_second)
             slots = range(index * share, (index + 1) * share)
-            scheduler = Scheduler(backend, config.engine.group, cap, slots)
+            scheduler = Scheduler(backend, config.engine.group, cap, slots, speculate=config.bytes.speculate)
             self.lanes.append(EngineLane(index, self.board, scheduler, self._open_session, self._session_ended))
         live = [self.tap] if self.tap else []
         pacing = build.pacing(config)

@@ -58,6 +58,7 @@ class TimedBackend:
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
         self.slots = backend.slots
+        self.call_rows = backend.call_rows
         self.reset = backend.reset
         self.save_state = backend.save_state
         self.load_state = backend.load_state
@@ -81,6 +82,14 @@ class TimedBackend:
         more = () if factors is None else (factors, factors_at, removed)
         tokens: Ints = self._timed(self._backend.step, slots, rows, ranges, uniforms, temperatures, *more)
         return tokens
+
+    def verify(
+        self, slots: Ints, counts: Ints, rows: Ints, drafts: Ints, ranges: Ints, uniforms: Floats, temperatures: Floats,
+        factors: Floats | None = None, factors_at: Ints | None = None,
+    ) -> tuple[Ints, Ints]:  # fmt: skip
+        more = (ranges, uniforms, temperatures, factors, factors_at)
+        answer: tuple[Ints, Ints] = self._timed(self._backend.verify, slots, counts, rows, drafts, *more)
+        return answer
 
 
 class _TimedModel:

@@ -37,6 +37,7 @@ class Batch:
         begin: Callable[[int], SessionSink],
         threads: int = 1,
         group: int = 16,
+        speculate: bool = True,
     ) -> None:
         self.sessions = sessions
         self.packets = 0
@@ -50,7 +51,10 @@ class Batch:
         self._working = threads
         self._lock = threading.Lock()
         share = backend.slots // threads
-        self._schedulers = [Scheduler(backend, group, slots=range(i * share, (i + 1) * share)) for i in range(threads)]
+        self._schedulers = [
+            Scheduler(backend, group, slots=range(i * share, (i + 1) * share), speculate=speculate)
+            for i in range(threads)
+        ]
 
     def threads(self) -> list[threading.Thread]:
         """The workers, not started."""
@@ -58,6 +62,16 @@ class Batch:
             threading.Thread(target=self._guarded, args=(scheduler,), name=f"netssmd-engine-{i}", daemon=True)
             for i, scheduler in enumerate(self._schedulers)
         ]
+
+    def speculation(self) -> tuple[int, int, int, int]:
+        """Tokens drafted, accepted, all in all, and calls of the backend."""
+        every = self._schedulers
+        return (
+            sum(one.drafted for one in every),
+            sum(one.accepted for one in every),
+            sum(one.tokens for one in every),
+            sum(one.steps for one in every),
+        )
 
     def _guarded(self, scheduler: Scheduler) -> None:
         try:

@@ -235,7 +235,7 @@ def open_model(
     if options != NO_OPTIONS and not isinstance(vocabulary, ByteVocabulary):
         raise UsageError(
             f"{name}: a model of the context codec, which has its own timing; timing captures, repetition penalties "
-            "and raw bytes are for models of the byte codec"
+            "(the paper's sampling has one) and raw bytes are for models of the byte codec"
         )
     if isinstance(vocabulary, ByteVocabulary):
         vocabulary.timing.sampled_ns = options.gaps_ns

@@ -38,3 +38,23 @@ class Repetition:
             self._at = (self._at + 1) % self.window
         self._counts[token] += 1
         self.factors[token] = self.penalty
+
+    def ahead(self, tokens: list[int]) -> list[list[float]]:
+        """`factors` as they are, then as each of these tokens would leave them, one after the other. Nothing is said
+        yet."""
+        now = list(self.factors)
+        out = [list(now)]
+        counts = list(self._counts)
+        recent = [*self._recent[self._at :], *self._recent[: self._at]]  # the window, oldest first
+        for token in tokens:
+            if self.window:
+                if len(recent) == self.window:
+                    gone = recent.pop(0)
+                    counts[gone] -= 1
+                    if counts[gone] == 0:
+                        now[gone] = 1.0
+                recent.append(token)
+                counts[token] += 1
+            now[token] = self.penalty
+            out.append(list(now))
+        return out

@@ -20,15 +20,18 @@ from __future__ import annotations
 import heapq
 from array import array
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from netssmd.codec.bytes import ByteDecoder
+from netssmd.engine.ahead import Ahead
 from netssmd.engine.guide import Guide
 from netssmd.engine.mix import RateCap
 from netssmd.engine.session import BROKEN, OutPacket, Session
-from netssmd.model.backend import NonFiniteState
+from netssmd.model.backend import MOST_AHEAD, NonFiniteState
 
 Ints: TypeAlias = npt.NDArray[np.int32]
 Floats: TypeAlias = npt.NDArray[np.float32]
@@ -40,12 +43,18 @@ class Backend(Protocol):
 
     @property
     def slots(self) -> int: ...
+    @property
+    def call_rows(self) -> float: ...
     def reset(self, slot: int) -> None: ...
     def prefill(self, slot: int, rows: Ints) -> None: ...
     def step(
         self, slots: Ints, rows: Ints, ranges: Ints, uniforms: Floats, temperatures: Floats,
         factors: Floats | None = None, factors_at: Ints | None = None, removed: Floats | None = None,
     ) -> Ints: ...  # fmt: skip
+    def verify(
+        self, slots: Ints, counts: Ints, rows: Ints, drafts: Ints, ranges: Ints, uniforms: Floats, temperatures: Floats,
+        factors: Floats | None = None, factors_at: Ints | None = None,
+    ) -> tuple[Ints, Ints]: ...  # fmt: skip
     def save_state(self, slot: int) -> bytes: ...
     def load_state(self, slot: int, state: bytes) -> None: ...
 
@@ -60,14 +69,15 @@ class Place(NamedTuple):
 
 
 class _Seat:
-    """A session and its slot; `left` steps remain of its quantum."""
+    """A session and its slot; `left` tokens remain of its quantum; `ahead` drafts what it will say."""
 
-    __slots__ = ("left", "session", "slot")
+    __slots__ = ("ahead", "left", "session", "slot")
 
-    def __init__(self, session: Session, slot: int) -> None:
+    def __init__(self, session: Session, slot: int, ahead: Ahead | None) -> None:
         self.session = session
         self.slot = slot
         self.left = 0
+        self.ahead = ahead
 
     def __lt__(self, other: _Seat) -> bool:
         a, b = self.session, other.session
@@ -116,7 +126,8 @@ class Scheduler:
 
     group: sessions per backend call. cap: of the packet rate. slots: those of the backend that are this scheduler's
         (None: all); others may step the rest from other threads. quantum: steps before a session yields to an earlier
-        one. prefill_chunk: prompt tokens per turn.
+        one. prefill_chunk: prompt tokens per turn. speculate: sessions of the byte codec draft ahead where that is
+        cheaper than steps (engine/ahead.py).
     """
 
     def __init__(
@@ -127,6 +138,7 @@ class Scheduler:
         slots: Sequence[int] | None = None,
         quantum: int = 64,
         prefill_chunk: int = 64,
+        speculate: bool = False,
     ) -> None:
         self.backend = backend
         self.cap = cap or RateCap(0)
@@ -134,10 +146,14 @@ class Scheduler:
         self.group = max(1, min(group, len(self.free)))
         self.quantum = quantum
         self.prefill_chunk = prefill_chunk
+        self.speculate = speculate
         self.waiting: list[_Seat] = []  # heap
         self.active: list[_Seat] = []
         self.steps = 0
+        self.advanced = 0  # sessions, by the last step
         self.tokens = 0
+        self.drafted = 0  # tokens
+        self.accepted = 0
 
     @property
     def live(self) -> int:
@@ -157,7 +173,7 @@ class Scheduler:
         """Give the session a slot. Raises IndexError if none is free."""
         slot = self.free.pop()
         self.backend.reset(slot)
-        heapq.heappush(self.waiting, _Seat(session, slot))
+        heapq.heappush(self.waiting, _Seat(session, slot, self._ahead(session)))
 
     def resume(self, session: Session, state: bytes, left: int = 0, active: bool = False) -> None:
         """Give a session a slot in the state that `places` and the backend's save_state told. Raises IndexError if none
@@ -168,12 +184,19 @@ class Scheduler:
         except ValueError:
             self.free.append(slot)
             raise
-        seat = _Seat(session, slot)
+        seat = _Seat(session, slot, self._ahead(session))
         seat.left = left
         if active:
             self.active.append(seat)
         else:
             heapq.heappush(self.waiting, seat)
+
+    def _ahead(self, session: Session) -> Ahead | None:
+        """What drafts for a session; None for one that takes step by step."""
+        decoder = session.decoder
+        if not self.speculate or not isinstance(decoder, ByteDecoder) or self.backend.call_rows <= 0:
+            return None
+        return Ahead(decoder.vocabulary)
 
     def places(self) -> list[Place]:
         """All live sessions: the group in its order, then those that wait."""
@@ -200,6 +223,7 @@ class Scheduler:
         self._gather(horizon_ns)
         if not self.active:
             return None
+        self.advanced = len(self.active)
         packets: list[OutPacket] = []
         free: list[_Seat] = []
         for seat in self.active:
@@ -207,7 +231,10 @@ class Scheduler:
                 packets += self._prefill(seat, not_before_ns)
             elif not seat.session.ended:  # one that was stopped from outside only leaves
                 free.append(seat)
-        if free:
+        plan = self._plan(free)
+        if plan:
+            self._advance_ahead(free, plan, packets, not_before_ns)
+        elif free:
             self._advance(free, packets, not_before_ns)
         return packets, self._dismiss(horizon_ns)
 
@@ -220,12 +247,16 @@ class Scheduler:
             active.append(seat)
 
     def _prefill(self, seat: _Seat, not_before_ns: int) -> list[OutPacket]:
+        before = seat.session.forced
         rows, packets = seat.session.force(self.prefill_chunk, not_before_ns, self.cap.not_before_ns)
         try:
             self.backend.prefill(seat.slot, np.array(rows, dtype=np.int32))
         except NonFiniteState:
             seat.session.cut(BROKEN)
         self.tokens += len(rows)
+        if seat.ahead is not None:
+            for token in seat.session.prompt[before : before + len(rows)]:
+                seat.ahead.take(token)
         for packet in packets:
             self.cap.sent(packet.ts_ns)
         seat.left = 0  # a long prompt takes turns
@@ -262,11 +293,87 @@ class Scheduler:
         cap_ns = cap.not_before_ns
         for seat, token in zip(seats, tokens):
             seat.left -= 1
+            if seat.ahead is not None:
+                seat.ahead.drawn([token], 0)
+                if seat.ahead.hopeless:
+                    seat.ahead = None
             packet = seat.session.advance(token, not_before_ns, cap_ns)
             if packet is not None:
                 cap.sent(packet.ts_ns)
                 cap_ns = cap.not_before_ns
                 packets.append(packet)
+
+    def _plan(self, seats: list[_Seat]) -> list[list[int]]:
+        """The drafts of each; nothing where none has any."""
+        if not self.speculate:
+            return []
+        most = MOST_AHEAD // max(1, len(seats)) - 1  # all of a call in one pass over the weights
+        plan: list[list[int]] = []
+        some = False
+        for seat in seats:
+            drafts = [] if seat.ahead is None else seat.ahead.drafts(self.backend.call_rows / len(seats), most)
+            some = some or bool(drafts)
+            plan.append(drafts)
+        return plan if some else []
+
+    def _advance_ahead(
+        self, seats: list[_Seat], plan: list[list[int]], packets: list[OutPacket], not_before_ns: int
+    ) -> None:
+        """`_advance`, several tokens a session where its drafts come true. What each session says is the same."""
+        slots: list[int] = []
+        counts: list[int] = []
+        drafts: list[int] = []
+        rows: list[int] = []
+        ranges: list[int] = []
+        uniforms: list[float] = []
+        temperatures: list[float] = []
+        masks: list[bytes] = []
+        for seat, own in zip(seats, plan):
+            slots.append(seat.slot)
+            counts.append(len(own) + 1)
+            drafts += own
+            drafts.append(-1)
+            seat.session.ask_ahead(own, rows, ranges, uniforms, temperatures, masks)
+        factors: Floats | None = None
+        at: Ints | None = None
+        if any(masks):
+            factors = np.frombuffer(b"".join(masks), np.float32)
+            at = _ints([0, *accumulate([len(own) // 4 for own in masks])][:-1])
+        drawn, taken = self.backend.verify(
+            _ints(slots),
+            _ints(counts),
+            _ints(rows).reshape(len(drafts), -1),
+            _ints(drafts),
+            _ints(ranges).reshape(-1, 2),
+            _floats(uniforms),
+            _floats(temperatures),
+            factors,
+            at,
+        )
+        tokens: list[int] = drawn.tolist()
+        stood: list[int] = taken.tolist()
+        self.steps += 1
+        cap = self.cap
+        first = 0
+        for seat, asked, count in zip(seats, counts, stood):
+            session = seat.session
+            session.answered(asked, count)
+            if not count:
+                session.cut(BROKEN)
+            elif seat.ahead is not None:
+                seat.ahead.drawn(tokens[first : first + count], asked - 1)
+                self.drafted += asked - 1
+                self.accepted += count - 1
+            seat.left -= count
+            self.tokens += count
+            for token in tokens[first : first + count]:
+                packet = session.advance(token, not_before_ns, cap.not_before_ns)
+                if packet is not None:
+                    cap.sent(packet.ts_ns)
+                    packets.append(packet)
+                if session.ended:
+                    break
+            first += asked
 
     def _draw(
         self, seats: list[_Seat], slots: Ints, rows: Ints, ranges: Ints, uniforms: Floats, temperatures: Floats,

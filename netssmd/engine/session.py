@@ -254,6 +254,44 @@ class Session:
             return b""
         return self.guide.mask(decoder, self.checker if self.planter is None else self.planter.checker)
 
+    def ask_ahead(
+        self,
+        drafts: list[int],
+        rows: list[int],
+        ranges: list[int],
+        uniforms: list[float],
+        temperatures: list[float],
+        masks: list[bytes],
+    ) -> None:
+        """`ask` and `factors` for the next draw and for those behind it, should `drafts` be drawn. Sessions of the byte
+        codec only. `answered` must follow."""
+        decoder = self.decoder
+        assert isinstance(decoder, ByteDecoder)
+        factors = None if self.repetition is None else self.repetition.ahead(drafts)
+        bounds = decoder.ranges_ahead(drafts)
+        before = self._before
+        for i in range(len(drafts) + 1):
+            lo, hi = bounds[2 * i], bounds[2 * i + 1]
+            rows.append(before)
+            rows.extend(self.fixed_rows)
+            ranges.append(lo)
+            ranges.append(hi)
+            uniforms.append(self.stream.uniform())
+            temperatures.append(self.temperatures.of(lo))
+            masks.append(b"" if factors is None else array("f", factors[i][lo:hi]).tobytes())
+            if i < len(drafts):
+                before = drafts[i]
+
+    def answered(self, asked: int, drawn: int) -> None:
+        """Of so many draws that `ask_ahead` asked for, the first `drawn` were made: the numbers of the others are for
+        the next ones."""
+        self.stream.counter -= asked - drawn
+
+    @property
+    def forced(self) -> int:
+        """Prompt tokens fed so far."""
+        return self._prompt_at
+
     def malformed(self) -> dict[str, int]:
         """How many packets the model wrote that are none, by reason; only the byte codec lets it."""
         return self.decoder.malformed if isinstance(self.decoder, ByteDecoder) else {}

@@ -32,6 +32,7 @@ Weights = Literal["auto", "fp32", "bf16", "int8"]
 
 KINDS: Final = ("auto", "cpu", "torch", "cuda")
 WEIGHTS: Final = ("auto", "fp32", "bf16", "int8")
+MOST_AHEAD: Final = 64  # inputs of one slot in a call of `verify`
 
 
 class Backend(Protocol):
@@ -43,6 +44,10 @@ class Backend(Protocol):
 
     @property
     def slots(self) -> int: ...
+
+    @property
+    def call_rows(self) -> float:
+        """What a call costs by itself, counted in further inputs of `verify`; 0: these are no cheaper than steps."""
 
     def reset(self, slot: int) -> None:
         """Puts the slot's state to zero."""
@@ -68,6 +73,28 @@ class Backend(Protocol):
         slot's lie, one for each token of its range, or -1 for a slot without: both or neither; removed [n, 2], to be
         filled for slots that have factors with what `sampling.taken_away` says.
         Return: tokens [n]. Raises NonFiniteState.
+        """
+
+    def verify(
+        self,
+        slots: Ints,
+        counts: Ints,
+        rows: Ints,
+        drafts: Ints,
+        ranges: Ints,
+        uniforms: Floats,
+        temperatures: Floats,
+        factors: Floats | None = None,
+        factors_at: Ints | None = None,
+    ) -> tuple[Ints, Ints]:
+        """
+        Draws for several inputs of each slot, as far as they turn out to be right: as many calls of `step`, to the last
+        bit, in one.
+        Arguments: slots [n], each at most once; counts [n], 1 to `MOST_AHEAD` inputs for each; then T = sum of counts,
+        one slot's inputs behind the other's: rows [T, W]; drafts [T], what must be drawn at an input for the slot's
+        next one to stand (its last is not read); ranges, uniforms, temperatures, factors, factors_at as for `step`.
+        Return: tokens [T]; taken [n], how many of a slot's inputs stood, so that as many of its tokens are drawn and
+        its state is advanced by as many inputs; 0 for a state that is no longer finite.
         """
 
     def logits_for(self, slot: int, rows: Ints) -> Floats:

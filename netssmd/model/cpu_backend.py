@@ -34,6 +34,9 @@ except ImportError as error:
 ISA_VARIABLE = "NETSSMD_CPU_ISA"
 WEIGHT_TYPES = ("fp32", "bf16", "int8")
 
+# Layers that lie in a core's own cache, in the shared one, in memory: see tools/speculation.py.
+_CALL_ROWS = ((2_000_000, 0.5), (32_000_000, 5.0), (1 << 62, 12.0))
+
 
 def available_isas() -> list[str]:
     """Instruction sets that this build and machine have, best first; empty where the module is not compiled."""
@@ -101,6 +104,11 @@ class CpuBackend:
         self.slots = slots
 
     @property
+    def call_rows(self) -> float:
+        """What a call costs by itself, in further inputs: reading the layers, which is dearer the farther they lie."""
+        return next(rows for most, rows in _CALL_ROWS if self.layer_bytes <= most)
+
+    @property
     def isa(self) -> str:
         """The instruction set in use."""
         return str(self._decoder.isa)
@@ -161,6 +169,40 @@ class CpuBackend:
         if broken:
             raise NonFiniteState([int(slots[i]) for i in broken], tokens)
         return tokens
+
+    def verify(
+        self,
+        slots: Ints,
+        counts: Ints,
+        rows: Ints,
+        drafts: Ints,
+        ranges: Ints,
+        uniforms: Floats,
+        temperatures: Floats,
+        factors: Floats | None = None,
+        factors_at: Ints | None = None,
+    ) -> tuple[Ints, Ints]:
+        """
+        Draws for several inputs of each slot in one pass over the weights: see Backend.verify.
+        Return: tokens [T], taken [n]. Raises ValueError.
+        """
+        counts = np.ascontiguousarray(counts, np.int32)
+        tokens = np.empty(np.shape(rows)[0], np.int32)
+        taken = np.zeros(counts.shape, np.int32)
+        self._decoder.verify(
+            np.ascontiguousarray(slots, np.int32),
+            counts,
+            np.ascontiguousarray(rows, np.int32),
+            np.ascontiguousarray(drafts, np.int32),
+            np.ascontiguousarray(ranges, np.int32),
+            np.ascontiguousarray(uniforms, np.float32),
+            np.ascontiguousarray(temperatures, np.float32),
+            tokens,
+            taken,
+            None if factors is None else np.ascontiguousarray(factors, np.float32),
+            None if factors_at is None else np.ascontiguousarray(factors_at, np.int32),
+        )
+        return tokens, taken
 
     def hidden_and_logits(self, slot: int, rows: Ints) -> tuple[Floats, Floats]:
         """Advances the slot by one input [W]; hidden [d_model] after the last norm, logits. For tests."""

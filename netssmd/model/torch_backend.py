@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from netssmd.model.backend import (
+    MOST_AHEAD,
     Floats,
     Ints,
     NonFiniteState,
@@ -50,6 +51,7 @@ class TorchBackend:
         self.model.load_state_dict({name: torch.from_numpy(np.array(t, np.float32)) for name, t in tensors.items()})
         self.model.to(self.device)
         self._states = self._make_states()
+        self.call_rows = 0.0
 
     def _make_states(self) -> list[State]:
         return [State.zeros(self.config, 1, self.device) for _ in range(self.slots)]
@@ -114,6 +116,42 @@ class TorchBackend:
         if broken:
             raise NonFiniteState(broken, tokens)
         return tokens
+
+    def verify(
+        self,
+        slots: Ints,
+        counts: Ints,
+        rows: Ints,
+        drafts: Ints,
+        ranges: Ints,
+        uniforms: Floats,
+        temperatures: Floats,
+        factors: Floats | None = None,
+        factors_at: Ints | None = None,
+    ) -> tuple[Ints, Ints]:
+        """See Backend.verify, which this defines: steps, while they draw what was drafted. The chunked form would add
+        in another order than steps do."""
+        ends = np.cumsum(counts)
+        if (counts < 1).any() or (counts > MOST_AHEAD).any() or len(rows) != (ends[-1] if len(ends) else 0):
+            raise ValueError(f"counts: {counts.tolist()}; each must be 1 to {MOST_AHEAD}, and their sum {len(rows)}")
+        if len(set(slots.tolist())) != len(slots):
+            raise ValueError(f"slots: {slots.tolist()} names one twice")
+        tokens = np.full(len(rows), -1, np.int32)
+        taken = np.zeros(len(slots), np.int32)
+        for i, end in enumerate(ends.tolist()):
+            for at in range(end - int(counts[i]), end):
+                one = slice(at, at + 1)
+                own = (factors, None if factors_at is None else factors_at[one])
+                try:
+                    drawn = self.step(slots[i : i + 1], rows[one], ranges[one], uniforms[one], temperatures[one], *own)
+                except NonFiniteState:
+                    taken[i] = 0
+                    break
+                tokens[at] = drawn[0]
+                taken[i] += 1
+                if drawn[0] != drafts[at]:
+                    break
+        return tokens, taken
 
     @torch.inference_mode()
     def logits_for(self, slot: int, rows: Ints) -> Floats:

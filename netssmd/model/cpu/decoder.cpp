@@ -18,7 +18,6 @@
 namespace netssmd {
 namespace {
 
-constexpr int kBatch = 64;  // rows that go through the layers together; more are cut into such batches
 constexpr size_t kHuge = size_t(2) << 20;
 
 template <class... Parts>
@@ -109,6 +108,8 @@ struct Decoder::Scratch {
     float *residual, *normed, *rows, *mixed, *dt, *decay, *logits, *p;
     Activations narrow, wide;  // d_model and inner columns
     std::vector<int> order, which;
+    std::vector<Run> runs;
+    Block ahead;  // what `verify` keeps, and behind it room for one head's state; none before it is called
     size_t row_stride;
 
     Scratch(const Decoder& d) {
@@ -405,6 +406,17 @@ void forbid(float* scores, const float* factors, int n) {
 
 }  // namespace
 
+void Decoder::check_draws(int n, const int32_t* ranges, const float* uniforms, const float* temperatures, const Factors& factors) const {
+    for (int i = 0; i < n; ++i) {
+        const int lo = ranges[2 * i], hi = ranges[2 * i + 1];
+        if (lo < 0 || lo >= hi || hi > config_.vocab_size)
+            refuse("range [", lo, ", ", hi, ") at position ", i, " is not a non-empty part of the tokens [0, ", config_.vocab_size, ")");
+        if (!(uniforms[i] >= 0 && uniforms[i] <= 1)) refuse("uniform ", uniforms[i], " at position ", i, " is outside [0, 1)");
+        if (!(temperatures[i] >= 0 && temperatures[i] < 1e30f)) refuse("temperature ", temperatures[i], " at position ", i, " is not a number of at least 0");
+        if (factors.at && factors.at[i] >= 0) check_factors(factors, i, hi - lo);
+    }
+}
+
 // ---- the pass ------------------------------------------------------------------------------------------------------------------------------
 
 void Decoder::embed(Scratch& s, const int32_t* rows, int n, int width) const {
@@ -415,8 +427,13 @@ void Decoder::embed(Scratch& s, const int32_t* rows, int n, int width) const {
             kernels_->add_row(s.residual + size_t(i) * d_padded_, static_cast<const char*>(embedding_) + rows[i * width + w] * row_bytes, embedding_dtype_, d_padded_);
 }
 
-// s.residual [n] through all layers. slots: one per row, or one for all (consecutive tokens).
-void Decoder::layers(Scratch& s, const int* slots, int n, bool one_slot) const {
+// Where `verify` keeps a layer's part of a row.
+float* Decoder::kept_rows(Scratch& s, int layer, int row) const {
+    return s.ahead.as<float>() + (size_t(layer) * kBatch + row) * layers_[0].mixer.kept();
+}
+
+// s.residual [n] through all layers. ahead: runs advance their state by their first input only and keep what `absorb` takes of the others.
+void Decoder::layers(Scratch& s, std::span<const Run> runs, int n, bool ahead) const {
     const Kernels& k = *kernels_;
     for (int i = 0; i < config_.n_layer; ++i) {
         const Layer& layer = layers_[i];
@@ -426,11 +443,12 @@ void Decoder::layers(Scratch& s, const int* slots, int n, bool one_slot) const {
             k.pack(dtype_, s.normed, d_padded_, s.narrow, r);
         }
         k.gemm(layer.in_proj, s.narrow, n, 0, layer.in_proj.panels, s.rows, s.row_stride, false);
-        if (one_slot)
-            k.mix(m, conv_state(slots[0], i), ssm_state(slots[0], i), s.rows, s.row_stride, n, s.dt, s.decay, s.mixed);
-        else
-            for (int r = 0; r < n; ++r)
-                k.mix(m, conv_state(slots[r], i), ssm_state(slots[r], i), s.rows + r * s.row_stride, s.row_stride, 1, s.dt, s.decay, s.mixed + size_t(r) * m.inner);
+        for (const Run& run : runs) {
+            Ahead kept{};
+            if (ahead && run.tokens > 1) kept = {kept_rows(s, i, run.first), kept_rows(s, config_.n_layer, 0)};
+            k.mix(m, conv_state(run.slot, i), ssm_state(run.slot, i), s.rows + run.first * s.row_stride, s.row_stride, run.tokens, s.dt, s.decay,
+                  s.mixed + size_t(run.first) * m.inner, kept);
+        }
         for (int r = 0; r < n; ++r) k.pack(dtype_, s.mixed + size_t(r) * m.inner, m.inner, s.wide, r);
         k.gemm(layer.out_proj, s.wide, n, 0, layer.out_proj.panels, s.residual, d_padded_, true);
     }
@@ -494,14 +512,7 @@ std::vector<int> Decoder::step(std::span<const int32_t> slots, const int32_t* ro
                                const float* temperatures, int32_t* out, Factors factors) {
     const int n = int(slots.size());
     check_rows(rows, n, width);
-    for (int i = 0; i < n; ++i) {
-        const int lo = ranges[2 * i], hi = ranges[2 * i + 1];
-        if (lo < 0 || lo >= hi || hi > config_.vocab_size)
-            refuse("range [", lo, ", ", hi, ") at position ", i, " is not a non-empty part of the tokens [0, ", config_.vocab_size, ")");
-        if (!(uniforms[i] >= 0 && uniforms[i] <= 1)) refuse("uniform ", uniforms[i], " at position ", i, " is outside [0, 1)");
-        if (!(temperatures[i] >= 0 && temperatures[i] < 1e30f)) refuse("temperature ", temperatures[i], " at position ", i, " is not a number of at least 0");
-        if (factors.at && factors.at[i] >= 0) check_factors(factors, i, hi - lo);
-    }
+    check_draws(n, ranges, uniforms, temperatures, factors);
     Busy busy(*this, slots);
     Lease scratch(*this);
     std::vector<int> broken;
@@ -509,7 +520,9 @@ std::vector<int> Decoder::step(std::span<const int32_t> slots, const int32_t* ro
         const int m = std::min(kBatch, n - from);
         Scratch& s = *scratch;
         embed(s, rows + size_t(from) * width, m, width);
-        layers(s, slots.data() + from, m, false);
+        s.runs.clear();
+        for (int r = 0; r < m; ++r) s.runs.push_back({slots[from + r], r, 1});
+        layers(s, s.runs, m);
         s.which.clear();
         for (int r = 0; r < m; ++r) {
             if (std::isfinite(final_norm(s, r, s.normed))) s.which.push_back(r);
@@ -524,6 +537,45 @@ std::vector<int> Decoder::step(std::span<const int32_t> slots, const int32_t* ro
     return broken;
 }
 
+void Decoder::verify(std::span<const int32_t> slots, const int32_t* counts, const int32_t* rows, int width, const int32_t* drafts, const int32_t* ranges,
+                     const float* uniforms, const float* temperatures, int32_t* out, int32_t* taken, Factors factors) {
+    int total = 0;
+    for (size_t i = 0; i < slots.size(); total += counts[i++])
+        if (counts[i] < 1 || counts[i] > kBatch) refuse("counts: ", counts[i], " inputs for position ", i, "; 1 to ", kBatch, " would be right");
+    check_rows(rows, total, width);
+    check_draws(total, ranges, uniforms, temperatures, factors);
+    Busy busy(*this, slots);
+    Lease scratch(*this);
+    Scratch& s = *scratch;
+    const Mixer& mixer = layers_[0].mixer;
+    if (!s.ahead.bytes()) s.ahead = Block((size_t(config_.n_layer) * kBatch * mixer.kept() + size_t(mixer.state) * mixer.lanes) * 4);
+    int from = 0;
+    for (size_t slot = 0; slot < slots.size();) {
+        int m = 0;
+        s.runs.clear();
+        for (size_t i = slot; i < slots.size() && m + counts[i] <= kBatch; m += counts[i++]) s.runs.push_back({slots[i], m, counts[i]});
+        embed(s, rows + size_t(from) * width, m, width);
+        layers(s, s.runs, m, true);
+        s.which.clear();
+        for (int r = 0; r < m; ++r) {
+            out[from + r] = -1;
+            if (std::isfinite(final_norm(s, r, s.normed))) s.which.push_back(r);
+        }
+        head(s, ranges + 2 * size_t(from), uniforms + from, temperatures + from, s.which.data(), int(s.which.size()), out + from,
+             {factors.values, factors.size, factors.at ? factors.at + from : nullptr, nullptr});
+        for (const Run& run : s.runs) {
+            const int32_t* drawn = out + from + run.first;
+            int stood = 1;
+            while (stood < run.tokens && drawn[stood - 1] >= 0 && drawn[stood - 1] == drafts[from + run.first + stood - 1]) ++stood;
+            if (stood > 1)
+                for (int i = 0; i < config_.n_layer; ++i)
+                    kernels_->absorb(layers_[i].mixer, conv_state(run.slot, i), ssm_state(run.slot, i), kept_rows(s, i, run.first), stood - 1);
+            taken[slot++] = drawn[stood - 1] < 0 ? 0 : stood;
+        }
+        from += m;
+    }
+}
+
 bool Decoder::prefill(int slot, const int32_t* rows, int tokens, int width) {
     check_rows(rows, tokens, width);
     const int32_t one[] = {slot};
@@ -533,7 +585,8 @@ bool Decoder::prefill(int slot, const int32_t* rows, int tokens, int width) {
     for (int from = 0; from < tokens; from += kBatch) {
         const int m = std::min(kBatch, tokens - from);
         embed(*scratch, rows + size_t(from) * width, m, width);
-        layers(*scratch, &slot, m, true);
+        const Run run{slot, 0, m};
+        layers(*scratch, {&run, 1}, m);
         finite = finite && std::isfinite(final_norm(*scratch, m - 1, (*scratch).normed));
     }
     return finite;
@@ -546,7 +599,8 @@ void Decoder::inspect(int slot, const int32_t* rows, int width, float* hidden, f
     Lease scratch(*this);
     Scratch& s = *scratch;
     embed(s, rows, 1, width);
-    layers(s, &slot, 1, false);
+    const Run run{slot, 0, 1};
+    layers(s, {&run, 1}, 1);
     final_norm(s, 0, s.normed);
     std::copy(s.normed, s.normed + config_.d_model, hidden);
     kernels_->pack(dtype_, s.normed, d_padded_, s.narrow, 0);

@@ -68,6 +68,8 @@ public:
     virtual bool has(const std::string& name) const = 0;
 };
 
+constexpr int kBatch = 64;  // rows that go through the layers together; more are cut into such batches
+
 class Decoder {
 public:
     Decoder(const Config& config, TensorSource& tensors, Dtype dtype, int slots, Sampling sampling, const std::string& isa);
@@ -83,6 +85,12 @@ public:
     // rows: [n][width]; ranges: [n][2]; out: [n]. Returns the positions in the call whose state is no longer finite (their out is -1).
     std::vector<int> step(std::span<const int32_t> slots, const int32_t* rows, int width, const int32_t* ranges, const float* uniforms,
                           const float* temperatures, int32_t* out, Factors factors = {});
+    // Draws for several inputs of each slot: counts[i] of them, one slot's behind the other's in rows, drafts, ranges and so on. The first
+    // input is there for certain. Each other one stands if the token drawn before it is the draft there (drafts[j] for what input j draws;
+    // a slot's last is not read). out: [inputs]; taken[i]: how many of slot i's inputs stood, which is how many tokens of out are drawn and
+    // by how much its state is advanced: to the last bit as by that many steps. 0 when it is no longer finite.
+    void verify(std::span<const int32_t> slots, const int32_t* counts, const int32_t* rows, int width, const int32_t* drafts, const int32_t* ranges,
+                const float* uniforms, const float* temperatures, int32_t* out, int32_t* taken, Factors factors = {});
     // rows: [tokens][width]. False when the slot's state is no longer finite.
     bool prefill(int slot, const int32_t* rows, int tokens, int width);
     // One step; hidden [d_model] after the last norm, logits [vocab_size].
@@ -98,6 +106,9 @@ private:
         Matrix in_proj, out_proj;
         const float* norm;
     };
+    struct Run {  // consecutive inputs of one slot, from row `first` of a call
+        int slot, first, tokens;
+    };
     struct Scratch;
     class Lease;
     class Busy;
@@ -108,7 +119,9 @@ private:
     float* ssm_state(int slot, int layer) const;
     void check_rows(const int32_t* rows, int n, int width) const;
     void embed(Scratch& s, const int32_t* rows, int n, int width) const;
-    void layers(Scratch& s, const int* slots, int n, bool one_slot) const;
+    void check_draws(int n, const int32_t* ranges, const float* uniforms, const float* temperatures, const Factors& factors) const;
+    void layers(Scratch& s, std::span<const Run> runs, int n, bool ahead = false) const;
+    float* kept_rows(Scratch& s, int layer, int row) const;
     float final_norm(Scratch& s, int row, float* out) const;
     void head(Scratch& s, const int32_t* ranges, const float* uniforms, const float* temperatures, const int* which, int n, int32_t* out, Factors factors) const;
 

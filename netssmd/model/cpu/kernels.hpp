@@ -61,6 +61,14 @@ struct Mixer {
     int channels() const { return inner + 2 * ngroups * state_padded; }
     int dt_width() const { return round_up(heads, kLanes); }
     int row() const { return inner + channels() + dt_width(); }
+    int kept() const { return 2 * (channels() + dt_width()); }
+};
+
+// Where a layer's recurrent part works ahead of its state, for inputs that may turn out not to be: the state is advanced by the first token
+// alone, and of each other one everything is kept that `absorb` needs: before the convolution [channels] | behind it [channels] | dt | decay.
+struct Ahead {
+    float* kept;  // [tokens - 1][Mixer.kept()]; null: the state is advanced as ever
+    float* room;  // one head's group of lanes: [state][lanes]
 };
 
 struct Kernels {
@@ -72,7 +80,9 @@ struct Kernels {
     // out[row * stride + 16 * (panel - first)] (+)= W x for rows 0..n-1 and panels first..last-1.
     void (*gemm)(const Matrix& w, const Activations& x, int n, int first, int last, float* out, size_t stride, bool add);
     // Convolution, state update, gate and norm for `tokens` consecutive tokens of one slot. rows: [tokens][stride], overwritten; out: [tokens][inner].
-    void (*mix)(const Mixer& m, float* conv, float* ssm, float* rows, size_t stride, int tokens, float* dt, float* decay, float* out);
+    void (*mix)(const Mixer& m, float* conv, float* ssm, float* rows, size_t stride, int tokens, float* dt, float* decay, float* out, Ahead ahead);
+    // Advances the state by `tokens` more, the first of those that `mix` kept: to the last bit as if it had not been ahead.
+    void (*absorb)(const Mixer& m, float* conv, float* ssm, const float* kept, int tokens);
     // sum[i] += row[i]
     void (*add_row)(float* sum, const void* row, Dtype dtype, int padded);
     // p[i] = exp((logit[i] - max) * inverse_temperature); n is rounded up to 16 in memory.

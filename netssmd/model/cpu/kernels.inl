@@ -467,9 +467,9 @@ void gemm(const Matrix& w, const Activations& x, int n, int first, int last, flo
 
 // ---- the recurrent part of a layer -----------------------------------------------------------------------------------------------------
 
-// silu(bias + sum over taps), the window moved on by one per token. TAPS = 0: any number, up to 16.
+// silu(bias + sum over taps), the window moved on by one per token. TAPS = 0: any number, up to 16. kept: see Ahead.
 template <int TAPS>
-INLINE void convolve(const Mixer& m, float* conv, float* x, size_t stride, int tokens) {
+INLINE void convolve(const Mixer& m, float* conv, float* x, size_t stride, int tokens, float* kept) {
     const int taps = TAPS ? TAPS : m.taps, channels = m.channels();
     for (int c = 0; c < channels; c += kLanes) {
         F16 window[TAPS ? TAPS : 16], weight[TAPS ? TAPS : 16];
@@ -479,12 +479,14 @@ INLINE void convolve(const Mixer& m, float* conv, float* x, size_t stride, int t
         for (int t = 0; t < tokens; ++t) {
             float* here = x + t * stride + c;
             window[taps - 1] = load(here);
+            if (kept && t) store(kept + size_t(t - 1) * m.kept() + c, window[taps - 1]);
             F16 s = bias;
             for (int j = 0; j < taps; ++j) s = fma(window[j], weight[j], s);
             store(here, silu16(s));
             for (int j = 0; j + 1 < taps; ++j) window[j] = window[j + 1];
+            if (t == (kept ? 0 : tokens - 1))
+                for (int j = 0; j + 1 < taps; ++j) store(conv + size_t(j) * channels + c, window[j]);
         }
-        for (int j = 0; j + 1 < taps; ++j) store(conv + size_t(j) * channels + c, window[j]);
     }
 }
 
@@ -521,8 +523,20 @@ INLINE void update(float* state, const float* B, const float* C, float* x, int n
     for (int g = 0; g < GROUP; ++g) store(x + g * kLanes, y[g] + odd[g]);
 }
 
+// The state's part of `update`, in the same arithmetic.
 template <int GROUP>
-INLINE void scan(const Mixer& m, float* ssm, float* x, size_t stride, int tokens, const float* dt, const float* decay) {
+INLINE void decay_and_add(float* state, const float* B, const float* x, int n, float dt, float decay) {
+    F16 xdt[GROUP], keep = set1(decay);
+    for (int g = 0; g < GROUP; ++g) xdt[g] = load(x + g * kLanes) * set1(dt);
+    for (int i = 0; i < n; ++i)
+        for (int g = 0; g < GROUP; ++g) {
+            float* s = state + (size_t(i) * GROUP + g) * kLanes;
+            store(s, fma(xdt[g], set1(B[i]), keep * load(s)));
+        }
+}
+
+template <int GROUP>
+INLINE void scan(const Mixer& m, float* ssm, float* x, size_t stride, int tokens, const float* dt, const float* decay, float* room) {
     const int width = m.dt_width(), per_head = m.groups_of_lanes, heads_per_group = m.heads / m.ngroups;
     const size_t piece = size_t(m.state) * GROUP * kLanes;
     for (int h = 0; h < m.heads; ++h) {
@@ -532,6 +546,7 @@ INLINE void scan(const Mixer& m, float* ssm, float* x, size_t stride, int tokens
             float* state = ssm + (size_t(h) * per_head + g) * piece;
             float* lanes = x + (size_t(h) * per_head + g) * GROUP * kLanes;
             for (int t = 0; t < tokens; ++t) {  // the state of one head stays in the first-level cache for all tokens
+                if (room && t == 1) state = static_cast<float*>(memcpy(room, state, piece * sizeof(float)));
                 const float* row = x + t * stride;
                 update<GROUP>(state, row + b, row + c, lanes + t * stride, m.state, dt[t * width + h], decay[t * width + h], m.D[h]);
             }
@@ -539,19 +554,55 @@ INLINE void scan(const Mixer& m, float* ssm, float* x, size_t stride, int tokens
     }
 }
 
-void mix(const Mixer& m, float* conv, float* ssm, float* rows, size_t stride, int tokens, float* dt, float* decay, float* out) {
+template <int GROUP>
+INLINE void absorb_scan(const Mixer& m, float* ssm, const float* kept, int tokens) {
+    const int per_head = m.groups_of_lanes, heads_per_group = m.heads / m.ngroups, channels = m.channels(), width = m.dt_width();
+    const size_t piece = size_t(m.state) * GROUP * kLanes, row = size_t(m.kept());
+    for (int h = 0; h < m.heads; ++h) {
+        const size_t b = size_t(channels) + m.inner + size_t(h / heads_per_group) * m.state_padded;
+        for (int g = 0; g < per_head; ++g) {
+            const size_t part = size_t(h) * per_head + g;
+            for (int t = 0; t < tokens; ++t) {
+                const float* from = kept + t * row;
+                const float* dt = from + 2 * size_t(channels);
+                decay_and_add<GROUP>(ssm + part * piece, from + b, from + channels + part * GROUP * kLanes, m.state, dt[h], dt[width + h]);
+            }
+        }
+    }
+}
+
+void absorb(const Mixer& m, float* conv, float* ssm, const float* kept, int tokens) {
+    const int before = m.taps - 1, channels = m.channels();
+    for (int j = 0; j < before; ++j) {
+        const int from = j + tokens;  // in the old window with the tokens behind it
+        const float* line = from < before ? conv + size_t(from) * channels : kept + size_t(from - before) * m.kept();
+        memcpy(conv + size_t(j) * channels, line, size_t(channels) * sizeof(float));
+    }
+    if (m.lanes == 32) absorb_scan<2>(m, ssm, kept, tokens);
+    else absorb_scan<1>(m, ssm, kept, tokens);
+}
+
+void mix(const Mixer& m, float* conv, float* ssm, float* rows, size_t stride, int tokens, float* dt, float* decay, float* out, Ahead ahead) {
     float* x = rows + m.inner;
     const int width = m.dt_width();
-    if (m.taps == 4) convolve<4>(m, conv, x, stride, tokens);
-    else convolve<0>(m, conv, x, stride, tokens);
+    if (m.taps == 4) convolve<4>(m, conv, x, stride, tokens, ahead.kept);
+    else convolve<0>(m, conv, x, stride, tokens, ahead.kept);
     for (int t = 0; t < tokens; ++t)
         for (int h = 0; h < width; h += kLanes) {
             F16 d = softplus16(load(x + t * stride + m.channels() + h) + load(m.dt_bias + h));
             store(dt + size_t(t) * width + h, d);
             store(decay + size_t(t) * width + h, exp16(d * load(m.A + h)));
         }
-    if (m.lanes == 32) scan<2>(m, ssm, x, stride, tokens, dt, decay);
-    else scan<1>(m, ssm, x, stride, tokens, dt, decay);
+    if (ahead.kept)
+        for (int t = 1; t < tokens; ++t) {
+            float* behind = ahead.kept + size_t(t - 1) * m.kept() + m.channels();
+            memcpy(behind, x + t * stride, size_t(m.channels()) * sizeof(float));
+            memcpy(behind + m.channels(), dt + size_t(t) * width, size_t(width) * sizeof(float));
+            memcpy(behind + m.channels() + width, decay + size_t(t) * width, size_t(width) * sizeof(float));
+        }
+    float* room = ahead.kept ? ahead.room : nullptr;
+    if (m.lanes == 32) scan<2>(m, ssm, x, stride, tokens, dt, decay, room);
+    else scan<1>(m, ssm, x, stride, tokens, dt, decay, room);
     const int part = m.inner / m.norm_groups;
     for (int t = 0; t < tokens; ++t)
         for (int g = 0; g < m.norm_groups; ++g) {
@@ -563,7 +614,7 @@ void mix(const Mixer& m, float* conv, float* ssm, float* rows, size_t stride, in
         }
 }
 
-constexpr Kernels table(const char* name) { return {name, rms_norm, pack, gemm, mix, add_row, softmax, begin, end}; }
+constexpr Kernels table(const char* name) { return {name, rms_norm, pack, gemm, mix, absorb, add_row, softmax, begin, end}; }
 
 }  // namespace
 }  // namespace netssmd

@@ -5,6 +5,7 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
 #include <optional>
 #include <stdexcept>
 
@@ -104,6 +105,34 @@ NB_MODULE(_cpu, m) {
             },
             "slots"_a, "rows"_a, "ranges"_a, "uniforms"_a, "temperatures"_a, "out"_a, "factors"_a = nb::none(), "factors_at"_a = nb::none(), "removed"_a = nb::none(),
             "Advances each slot by one input and draws its next token into out. Returns the positions whose state is no longer finite.")
+        .def(
+            "verify",
+            [](Decoder& self, Array<int32_t, 1> slots, Array<int32_t, 1> counts, Array<int32_t, 2> rows, Array<int32_t, 1> drafts, Array<int32_t, 2> ranges,
+               Array<float, 1> uniforms, Array<float, 1> temperatures, Output<int32_t, 1> out, Output<int32_t, 1> taken,
+               std::optional<Array<float, 1>> factors, std::optional<Array<int32_t, 1>> factors_at) {
+                const size_t n = slots.shape(0);
+                if (counts.shape(0) != n) wrong_shape("counts", counts.shape(0), "numbers", n);
+                if (taken.shape(0) != n) wrong_shape("taken", taken.shape(0), "numbers", n);
+                size_t total = 0;
+                for (size_t i = 0; i < n; ++i) total += size_t(std::max(0, counts.data()[i]));
+                if (rows.shape(0) != total) wrong_shape("rows", rows.shape(0), "rows", total);
+                if (drafts.shape(0) != total) wrong_shape("drafts", drafts.shape(0), "numbers", total);
+                if (ranges.shape(0) != total) wrong_shape("ranges", ranges.shape(0), "rows", total);
+                if (ranges.shape(1) != 2) wrong_shape("ranges", ranges.shape(1), "columns", 2);
+                if (uniforms.shape(0) != total) wrong_shape("uniforms", uniforms.shape(0), "numbers", total);
+                if (temperatures.shape(0) != total) wrong_shape("temperatures", temperatures.shape(0), "numbers", total);
+                if (out.shape(0) != total) wrong_shape("out", out.shape(0), "numbers", total);
+                if (factors.has_value() != factors_at.has_value()) throw std::invalid_argument("factors and factors_at come together");
+                if (factors_at && factors_at->shape(0) != total) wrong_shape("factors_at", factors_at->shape(0), "numbers", total);
+                check_width(rows.shape(1));
+                Factors given;
+                if (factors) given = {factors->data(), factors->shape(0), factors_at->data(), nullptr};
+                nb::gil_scoped_release release;
+                self.verify({slots.data(), n}, counts.data(), rows.data(), int(rows.shape(1)), drafts.data(), ranges.data(), uniforms.data(),
+                            temperatures.data(), out.data(), taken.data(), given);
+            },
+            "slots"_a, "counts"_a, "rows"_a, "drafts"_a, "ranges"_a, "uniforms"_a, "temperatures"_a, "out"_a, "taken"_a, "factors"_a = nb::none(),
+            "factors_at"_a = nb::none(), "Draws for several inputs of each slot, as far as their drafts hold. See decoder.hpp.")
         .def(
             "prefill",
             [](Decoder& self, int slot, Array<int32_t, 2> rows) {
