@@ -56,6 +56,16 @@ def test_any_bytes(name: str, data: bytes) -> None:
     TARGETS[name].run(data)
 
 
+def nobody() -> bytes:
+    """A session whose number and label are `true`, and whose decoder stands where none can be."""
+    whole = targets.snapshot.unpack(STARTS["snapshot_session"]["begun"])
+    names = targets.snapshot.layout()["engine.session.Session"]
+    whole[1 + names.index("info")] = True
+    decoder = whole[1 + names.index("decoder")]
+    decoder[1 + targets.snapshot.layout()["codec.decoder.Decoder"].index("lo")] = 10**9
+    return targets.snapshot.pack(whole)
+
+
 LIES = {
     "a packet of 2 GiB": ("capture", (SEEDS / "capture/pcap").read_bytes()[:32] + b"\xff\xff\xff\x7f" * 2),
     "a block of 4 GiB": ("capture", (SEEDS / "capture/ng").read_bytes() + b"\6\0\0\0\xfc\xff\xff\xff" + bytes(40)),
@@ -78,6 +88,7 @@ LIES = {
     "a request whose id is no text": ("control", b'{"command": "status", "id": "\\ud800"}'),
     "a request whose id is nested": ("control", b'{"command": "status", "id": ' + b"[" * 990 + b"]" * 990 + b"}"),
     "a snapshot of a billion flows": ("snapshot_session", b"\xdd\x3b\x9a\xca\x00" + b"\xc0" * 100),
+    "a snapshot of a session that is nobody": ("snapshot_session", nobody()),
     "a snapshot with half an entry": ("snapshot_session", b"\x92\x02\x01"),
     "a snapshot nested 100,000 deep": ("snapshot_session", b"\x91" * 100_000),
     "a snapshot of 2^31 sessions": (

@@ -130,7 +130,7 @@ KEPT: Final = (
     Kept(Limits, None),
     Kept(Temperatures, lambda named: Temperatures()),
     Kept(Stream, lambda named: Stream(0), caches=frozenset(("_block", "_block_from"))),
-    Kept(Decoder, _blank_decoder),
+    Kept(Decoder, _blank_decoder, since=frozenset(("clamped",))),
     Kept(Recorded, lambda named: Recorded([])),
     Kept(ByteDecoder, _blank_bytes),
     Kept(FlowTable, lambda named: FlowTable()),
@@ -244,6 +244,8 @@ def restore_session(
     session = restore(value, named, layout, renames)
     if type(session) is not Session or type(session.decoder) not in (Decoder, ByteDecoder):
         raise SnapshotError(f"a session was expected where a {type(session).__name__} stands")
+    if type(session.info) is not SessionInfo:
+        raise SnapshotError("a session that does not say which one it is")
     decoder: Any = session.decoder
     try:
         rows = session.row()
