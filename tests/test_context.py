@@ -278,6 +278,20 @@ def test_fresh_arp_is_between_ipv4_hosts() -> None:
     assert decoded.headers.version == ARP and len(decoded.headers.body) == 28
 
 
+def test_what_the_mtu_cuts_is_counted() -> None:
+    datagram = frames.udp(40_000, 9, bytes(1400))
+    segment = frames.tcp(40_000, 443, 0x10, 1, 1, payload=bytes(1400))
+    small = frames.udp(40_001, 9, bytes(100))
+    packets = at_intervals(*(between(A4, B4, part, 17) for part in (datagram, small)), between(A4, B4, segment))
+    encoded = encode(packets, MADE_UP)
+    for mtu, clamped in ((1000, 2), (1500, 0)):
+        decoder = Decoder(MADE_UP, made.RandomIdentities(random.Random(1)), 0, mtu)
+        headers = [decoded.headers for token in encoded.tokens if (decoded := decoder.feed(token))]
+        assert decoder.clamped == clamped and len(headers) == 3
+    recorded = Decoder(MADE_UP, Recorded(encoded.identities), encoded.start_ns, 1000)
+    assert [d for token in encoded.tokens if (d := recorded.feed(token))] and recorded.clamped == 0
+
+
 def test_a_tcp_five_tuple_that_was_used_is_not_opened_again_but_where_a_recording_does() -> None:
     known = MADE_UP.ports[0]
     syns = [frames.tcp(known, 443, 2, isn, 0) for isn in (1, 1 << 20, 1 << 30)]

@@ -152,6 +152,22 @@ def test_a_lane_that_dies_takes_the_daemon_down(tmp_path: Path) -> None:
     assert not list(tmp_path.glob(".*.part"))
 
 
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ("", "live"),
+        ("[pacing]\npps = 1000", "live, 1000 packets/s"),
+        ("[pacing]\nmultiplier = 2", "live, 2 times as fast"),
+        ("[engine]\npace = 'topspeed'", "topspeed"),
+    ],
+)
+def test_the_pace_is_told_as_it_is(tmp_path: Path, settings: str, told: str) -> None:
+    service = Service(config(tmp_path, settings + "\n[traffic]\nsessions = 1\nconcurrency = 1\n"), FakeModel())
+    paces: list[str] = []
+    asyncio.run(service.run(on_ready=lambda service: paces.append(service.status().pace)))
+    assert paces == [told]
+
+
 def test_sessions_that_end_with_the_daemon_are_told_as_such(tmp_path: Path) -> None:
     """No snapshot keeps them: they are not complete, and the ledger says why. A slow end asks systemd for time."""
     service = Service(config(tmp_path, "[traffic]\nconcurrency = 3\nramp = '0s'\n"), FakeModel(endless=True))

@@ -11,7 +11,20 @@ from hypothesis import strategies as st
 from netssmd.packet import wire
 from netssmd.packet.difference import Difference, first_difference
 from netssmd.packet.render import render
-from netssmd.packet.wire import ARP, ICMP, IPV4, IPV6, NOT_IP, OPAQUE, TCP, UDP, parse
+from netssmd.packet.wire import (
+    ARP,
+    END_OF_OPTIONS,
+    ICMP,
+    IPV4,
+    IPV6,
+    MALFORMED_OPTIONS,
+    NOT_IP,
+    OPAQUE,
+    TCP,
+    UDP,
+    option_at,
+    parse,
+)
 
 A4, B4 = frames.HOSTS4[:2]
 A6, B6 = frames.HOSTS6[:2]
@@ -39,6 +52,29 @@ def test_a_frame_cut_anywhere_is_read_or_refused(seed: int) -> None:
     seen = [parse(whole[:n], len(whole)).version for n in range(min(len(whole), 120))]
     assert seen == sorted(seen), "once enough is there it stays readable"
     assert set(seen) <= {NOT_IP, parse(whole, len(whole)).version}
+
+
+@given(st.binary(max_size=40))
+def test_tcp_options_are_walked_as_written(options: bytes) -> None:
+    """Until the end, or a length that is none; whatever options are written by kind and value is found again."""
+    at, found = option_at(options, 0), []
+    while at >= 0:
+        size = options[at + 1]
+        assert options[at] > 1 and size >= 2 and at + size <= len(options)
+        found.append((options[at], options[at + 2 : at + size]))
+        at = option_at(options, at + size)
+    written = b"".join(b"\1" + bytes((kind, len(value) + 2)) + value for kind, value in found)
+    i, again = option_at(written + b"\0\7", 0), []
+    while i >= 0:
+        again.append((written[i], written[i + 2 : i + written[i + 1]]))
+        i = option_at(written + b"\0\7", i + written[i + 1])
+    assert again == found and i == END_OF_OPTIONS
+
+
+def test_lengths_of_tcp_options_that_are_none() -> None:
+    for options in (b"\3", b"\3\0", b"\3\1", b"\3\4\0", b"\1\1\10\12" + bytes(7)):
+        assert option_at(options, 0) == MALFORMED_OPTIONS
+    assert option_at(b"\1\0\3\1", 0) == option_at(b"", 0) == option_at(b"\1\1", 0) == END_OF_OPTIONS
 
 
 @given(st.binary(max_size=100))

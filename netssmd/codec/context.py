@@ -56,6 +56,7 @@ from netssmd.packet.wire import (
     TCP,
     UDP,
     Headers,
+    option_at,
     signed,
 )
 
@@ -801,23 +802,13 @@ def _flow_state(flow: Flow, direction: int) -> int:
 
 
 def tcp_option_list(options: bytes) -> list[tuple[int, bytes]]:
-    """Kinds and values of TCP options (RFC 9293 section 3.2) up to the first malformed one; padding left out."""
+    """Kinds and values of TCP options up to the first malformed one; padding left out."""
     result: list[tuple[int, bytes]] = []
-    i = 0
-    while i < len(options):
-        kind = options[i]
-        if kind == 0:
-            break
-        if kind == 1:
-            i += 1
-            continue
-        if i + 1 >= len(options):
-            break
-        length = options[i + 1]
-        if length < 2 or i + length > len(options):
-            break
-        result.append((kind, options[i + 2 : i + length]))
-        i += length
+    i = option_at(options, 0)
+    while i >= 0:
+        end = i + options[i + 1]
+        result.append((options[i], options[i + 2 : end]))
+        i = option_at(options, end)
     return result
 
 
@@ -825,20 +816,11 @@ def timestamps_at(options: bytes) -> int:
     """Offset of the timestamps' value (8 bytes) in TCP options, `UNKNOWN` if there are none."""
     if options[:4] == TIMESTAMPS and len(options) >= 12:
         return 4
-    i = 0
-    while i + 1 < len(options):
-        kind = options[i]
-        if kind == 0:
-            break
-        if kind == 1:
-            i += 1
-            continue
-        length = options[i + 1]
-        if length < 2:
-            break
-        if kind == 8 and length == 10 and i + 10 <= len(options):
+    i = option_at(options, 0)
+    while i >= 0:
+        if options[i] == 8 and options[i + 1] == 10:
             return i + 2
-        i += length
+        i = option_at(options, i + options[i + 1])
     return UNKNOWN
 
 

@@ -147,6 +147,7 @@ class Decoder:
         lo, hi: the next token must lie in ``[lo, hi)``.
         features: embedding rows that describe the context to the model for that token.
         ended: the session came to its own end; nothing more may be fed.
+        clamped: packets of which the tokens said more than the MTU takes, and which were made as long as it is.
     """
 
     __slots__ = (
@@ -154,7 +155,7 @@ class Decoder:
         "_id_mode", "_ip_flags", "_kind", "_length", "_limited", "_made_up", "_network", "_new", "_nobody_yet",
         "_options", "_originator", "_phase", "_port", "_port_member", "_protocol", "_rank_high", "_responder",
         "_sequence", "_service", "_shape", "_stack", "_stage", "_todo", "_transport", "_version", "_window",
-        "context", "ended", "features", "hi", "lo", "mtu", "source", "vocabulary",
+        "clamped", "context", "ended", "features", "hi", "lo", "mtu", "source", "vocabulary",
     )  # fmt: skip
 
     def __init__(
@@ -173,6 +174,7 @@ class Decoder:
         self.context.start_ns = start_ns
         self.mtu: int = mtu
         self.ended: bool = False
+        self.clamped: int = 0
         self.lo: int = 0
         self.hi: int = 0
         self.features: list[int] = []
@@ -794,6 +796,15 @@ class Decoder:
             mtu = 65535 if headers.version == IPV4 else 65575  # IPv6 does not count its header
         return max(0, mtu - network_header_len(headers) - transport_header_len(headers))
 
+    def _fitting(self, length: int, headers: Headers) -> int:
+        """As many payload bytes as were told, or as there is room for."""
+        room = self._room(headers)
+        if length <= room:
+            return length
+        if self._limited:
+            self.clamped += 1
+        return room
+
     def _tcp(self, headers: Headers, side: Side, peer: Side, exceptions: int) -> None:
         context = self.context
         source = self.source
@@ -842,7 +853,7 @@ class Decoder:
             headers.urgent = source.residual()
         zero_id = stack is not None and stack.zero_id and headers.version == IPV4
         self._network_header(headers, side, exceptions, zero_id, length > 0)
-        headers.payload_len = min(length, self._room(headers))
+        headers.payload_len = self._fitting(length, headers)
         if stack is not None:
             context.learn_stack(side, peer, stack, answers)
         if at != cx.UNKNOWN:
@@ -997,7 +1008,7 @@ class Decoder:
             self._fit_fragment(headers)
             headers.udp_length_delta = total - headers.payload_len
         else:
-            headers.payload_len = min(length, self._room(headers))
+            headers.payload_len = self._fitting(length, headers)
 
     def _fit_fragment(self, headers: Headers) -> None:
         """Cut a fragment that IP options make too long for the MTU to a multiple of 8 bytes; more must follow."""
@@ -1006,6 +1017,7 @@ class Decoder:
         transport_len = transport_header_len(headers)
         room = (max(0, self.mtu - network_header_len(headers)) & ~7) - transport_len
         if headers.payload_len > room:
+            self.clamped += 1
             headers.payload_len = max(0, room)
             headers.ip_flags |= 1
 
@@ -1030,7 +1042,7 @@ class Decoder:
             if quotation and self._limited:
                 length = len(quotation) if len(quotation) <= length else _least_quoted(quotation)
         self._network_header(headers, side, exceptions, False, length > 0)
-        headers.payload_len = min(length, self._room(headers))
+        headers.payload_len = self._fitting(length, headers)
         headers.body = quotation[: headers.payload_len]
 
     def _opaque(self, headers: Headers, side: Side, exceptions: int) -> None:
@@ -1043,7 +1055,7 @@ class Decoder:
         headers.ip_flags |= more
         if not exceptions & cx.X_FRAGMENT:
             self._stay_fragment(headers)
-        headers.payload_len = min(length, self._room(headers))
+        headers.payload_len = self._fitting(length, headers)
 
     def _stay_fragment(self, headers: Headers) -> None:
         """What has a header of its own is opaque in later fragments only: a prompt can begin a flow of them."""

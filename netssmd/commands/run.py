@@ -142,6 +142,8 @@ def _open(config: "Config", path: Path | None) -> "OpenModel":
 
 
 def _introduce(service: "Service", duration_ns: int) -> None:
+    from netssmd.daemon import build
+
     config = service.config
     output, traffic = config.output, config.traffic
     labels = service.mix.names
@@ -163,20 +165,10 @@ def _introduce(service: "Service", duration_ns: int) -> None:
         *_taps(service),
         f"metrics:  {service.metrics.url}" if service.metrics else "metrics:  off",
         f"control:  {service.socket.path if service.socket else 'off'}",
-        f"pace:     {_pace(config)}, {f'for {duration_ns / SECOND:g} s' if duration_ns else 'until Ctrl-C'}",
+        f"pace:     {build.pace(config)}, {f'for {duration_ns / SECOND:g} s' if duration_ns else 'until Ctrl-C'}",
     ]
     for line in lines:
         _say(line)
-
-
-def _pace(config: "Config") -> str:
-    pacing = config.pacing
-    if not pacing.rates:
-        return config.engine.pace
-    from netssmd.output.rate import Rate
-
-    kind = pacing.rates[0]
-    return f"live, {Rate.of(kind, getattr(pacing, kind))}"  # type: ignore[arg-type]
 
 
 def _taps(service: "Service") -> list[str]:

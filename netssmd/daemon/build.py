@@ -91,6 +91,14 @@ def pacing(config: Config) -> Pacing:
     return Pacing(rate, late_ns(config), asked.catch_up)
 
 
+def pace(config: Config) -> str:
+    """The same for people: "live", "topspeed" or "live, 1000 packets/s"."""
+    rates = config.pacing.rates
+    if not rates:
+        return config.engine.pace
+    return f"live, {Rate.of(rates[0], getattr(config.pacing, rates[0]))}"  # type: ignore[arg-type]
+
+
 def late_ns(config: Config) -> int:
     """Beyond which packets are dropped; -1: nowhere."""
     drops = config.pacing.deficit == "drop" and config.engine.pace == "live"

@@ -68,6 +68,7 @@ class EngineCounters:
     deficit_ns: int = 0  # of ended sessions and live ones
     throttled_ns: int = 0  # likewise
     late_dropped: int = 0  # likewise: packets not made for being too late
+    clamped: int = 0  # likewise: packets that were to be longer than the MTU
     reused: int = 0  # addresses dealt twice
     flows: Counter[str] = field(default_factory=Counter)  # TCP flows concluded, by ending
     flow_findings: Counter[str] = field(default_factory=Counter)  # those of them that have a finding
@@ -98,6 +99,7 @@ class EngineLane:
         self._flushed_ns = 0
         self._lost_ns = (0, 0)  # deficit and throttling of ended sessions
         self._late_dropped = 0  # packets of ended sessions
+        self._clamped = 0  # likewise
         self._guide = Guide(False)  # counts of ended sessions
         self._places_ns: list[int] = []  # topspeed: when the sessions ended whose places are free, a heap
         self._reached_ns = board.start_ns  # what this lane could promise after its last turn
@@ -266,6 +268,7 @@ class EngineLane:
         counters.active[label] -= 1
         self._lost_ns = (self._lost_ns[0] + session.deficit_ns, self._lost_ns[1] + session.throttled_ns)
         self._late_dropped += session.late_dropped
+        self._clamped += session.clamped()
         if self.board.clock is None and not self.board.arrivals.mean_gap_ns and session.info.number < ASKED:
             heapq.heappush(self._places_ns, session.clock_ns)
             if len(self._places_ns) > self.board.arrivals.concurrency:  # another lane took the place
@@ -289,6 +292,7 @@ class EngineLane:
         live = self.scheduler.sessions()
         self.counters.deficit_ns = self._lost_ns[0] + sum(session.deficit_ns for session in live)
         self.counters.late_dropped = self._late_dropped + sum(session.late_dropped for session in live)
+        self.counters.clamped = self._clamped + sum(session.clamped() for session in live)
         self.counters.throttled_ns = self._lost_ns[1] + sum(session.throttled_ns for session in live)
         guide = Guide(False)
         for counted in (self._guide, *(session.guide for session in live)):

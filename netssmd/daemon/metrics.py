@@ -106,6 +106,8 @@ METRICS: dict[str, tuple[Row, ...]] = {
             lambda s: s.counters.sum("drafted")),
         Row("netssmd_accepted_tokens", "counter", (), "Guessed tokens that the model drew.",
             lambda s: s.counters.sum("accepted")),
+        Row("netssmd_mtu_clamped_packets", "counter", (), "Packets that were to be longer than the MTU.",
+            lambda s: s.counters.sum("clamped")),
         Row("netssmd_malformed_packets", "counter", ("defect",),
             "Packets of ended sessions that a byte model wrote and that were none, so were not sent.",
             lambda s: s.counters.malformed()),

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from netssmd import __version__
+from netssmd.daemon import build
 from netssmd.daemon.retarget import room
 
 if TYPE_CHECKING:
@@ -223,7 +224,7 @@ def status_of(service: Service) -> Status:
         model_hash=service.model.hash,
         backend=service.backend_name,
         threads=service.threads,
-        pace=service.config.engine.pace,
+        pace=build.pace(service.config),
         seed=service.seed,
         ts_ns=time.time_ns(),
         state=STOPPING if board.stop.is_set() else PAUSED if pauses else RUNNING,

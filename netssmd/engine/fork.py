@@ -54,6 +54,8 @@ def fork(session: Session, info: SessionInfo, named: snapshot.Named) -> Session:
 def _count_anew(copy: Session) -> None:
     """What the original has counted is told once, by the original. Packets and tokens go on, for the limits' sake."""
     copy.deficit_ns = copy.throttled_ns = copy.late_dropped = 0
+    if isinstance(copy.decoder, Decoder):
+        copy.decoder.clamped = 0
     if copy.checker is not None:
         copy.checker.totals = Totals()
     if copy.guide is not None:

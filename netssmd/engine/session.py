@@ -296,6 +296,10 @@ class Session:
         """How many packets the model wrote that are none, by reason; only the byte codec lets it."""
         return self.decoder.malformed if isinstance(self.decoder, ByteDecoder) else {}
 
+    def clamped(self) -> int:
+        """Packets that were to be longer than the MTU."""
+        return self.decoder.clamped if isinstance(self.decoder, ContextDecoder) else 0
+
     def force(self, count: int, not_before_ns: int = 0, cap_ns: int = 0) -> tuple[list[list[int]], list[OutPacket]]:
         """Feed up to `count` prompt tokens. Returns the input rows for the backend's prefill and the packets that came
         of them."""

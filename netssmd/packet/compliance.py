@@ -45,6 +45,7 @@ from netssmd.packet.wire import (
     ICMP,
     IPV4,
     IPV6,
+    MALFORMED_OPTIONS,
     MORE_FRAGMENTS,
     NOT_IP,
     OPAQUE,
@@ -54,6 +55,7 @@ from netssmd.packet.wire import (
     UDP,
     Headers,
     network_header_len,
+    option_at,
     parse,
     pseudo_header_sum,
     signed,
@@ -208,40 +210,22 @@ def option_kinds(options: bytes) -> int:
     if len(options) == 12 and options[:4] == _USUAL_OPTIONS:
         return TIMESTAMPS
     kinds = 0
-    i = 0
-    end = len(options)
-    while i < end:
+    i = option_at(options, 0)
+    while i >= 0:
         kind = options[i]
-        if kind == 0:
-            break
-        if kind == 1:
-            i += 1
-            continue
-        length = options[i + 1] if i + 1 < end else 0
-        if length < 2 or i + length > end:
-            return kinds | BAD_OPTIONS
         kinds |= 1 << (kind if kind < 63 else 63)
-        i += length
-    return kinds
+        i = option_at(options, i + options[i + 1])
+    return kinds | BAD_OPTIONS if i == MALFORMED_OPTIONS else kinds
 
 
 def option_value(options: bytes, wanted: int) -> bytes:
     """What follows kind and length of the first option of this kind; empty if there is none."""
-    i = 0
-    end = len(options)
-    while i + 1 < end:
-        kind = options[i]
-        if kind == 0:
-            break
-        if kind == 1:
-            i += 1
-            continue
-        length = options[i + 1]
-        if length < 2 or i + length > end:
-            break
-        if kind == wanted:
-            return options[i + 2 : i + length]
-        i += length
+    i = option_at(options, 0)
+    while i >= 0:
+        end = i + options[i + 1]
+        if options[i] == wanted:
+            return options[i + 2 : end]
+        i = option_at(options, end)
     return b""
 
 

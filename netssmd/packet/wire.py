@@ -280,6 +280,26 @@ def _parse_transport(headers: Headers, data: bytes, offset: int, length: int, is
     return True
 
 
+END_OF_OPTIONS: Final = -1
+MALFORMED_OPTIONS: Final = -2
+
+
+def option_at(options: bytes, i: int) -> int:
+    """Where the next TCP option from `i` on begins (RFC 9293 section 3.2), padding passed over: its kind stands there,
+    its length behind. `END_OF_OPTIONS`, or `MALFORMED_OPTIONS` where a length is less than 2 or more than there is."""
+    end = len(options)
+    while i < end:
+        kind = options[i]
+        if kind == 0:
+            break
+        if kind != 1:
+            if i + 1 >= end or options[i + 1] < 2 or i + options[i + 1] > end:
+                return MALFORMED_OPTIONS
+            return i
+        i += 1
+    return END_OF_OPTIONS
+
+
 def signed(difference: int) -> int:
     """The difference of two sequence numbers as a signed number (RFC 9293 section 3.4)."""
     return ((difference + 0x80000000) & 0xFFFFFFFF) - 0x80000000
