@@ -13,7 +13,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from byte_models import talk  # noqa: E402
+from byte_models import byte_model, talk  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 from traces import BYE, TALK, headers  # noqa: E402
 
@@ -231,6 +231,43 @@ def test_fine_tuning_begins_from_a_base(captures: Path, tmp_path: Path) -> None:
     first = json.loads((tmp_path / "tuned" / "log.jsonl").open().readline())
     fresh = json.loads((tmp_path / "base" / "log.jsonl").open().readline())
     assert first["bits_per_packet"] < 0.9 * fresh["bits_per_packet"]
+
+
+def test_phases_are_tuned_by_one_command_and_chained_by_another(
+    captures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A base, three models of it, and sessions that go from one to the next; the same bytes however they are run."""
+    prepare([captures], tmp_path / "data", ByteCodec(94, single_flow=True), workers=1)
+    train(tmp_path, tmp_path / "data", "base", 4 * 64 * 10, segment=64)
+    (tmp_path / "train.toml").write_text(CONFIG.format(tokens=4 * 64 * 4, segment=64))
+    tune = ["train", "-c", str(tmp_path / "train.toml"), "-o", str(tmp_path / "tuned"), "--phases", str(captures)]
+    base = str(tmp_path / "base" / "model")
+    assert cli.run(tune) == 2 and "give its folder as --base" in capsys.readouterr().err
+    assert cli.run([*tune, "--base", base]) == 0
+    told = capsys.readouterr().out.splitlines()
+    models = [str(tmp_path / "tuned" / phase / "model") for phase in PHASES]
+    assert [line.split(":")[0] for line in told[:3]] == models
+    then = ("--then", models[1], "--then", models[2])
+    assert told[3] == f"netssmd generate --model {models[0]} {' '.join(then)} --label LABEL -o OUT.pcap"
+    sizes = [set(open_dataset(tmp_path / "tuned" / phase / "data").train.sessions["packets"]) for phase in PHASES]
+    assert sizes == [{3}, {5}, {4}]  # led by the last packet of the phase before
+    common = ["--label", "all", "--sessions", "3", "--seed", "1", "--raw", "--max-packets", "40"]
+
+    def made(name: str, *more: str) -> tuple[bytes, int]:
+        target = tmp_path / f"{name}.pcap"
+        assert cli.run(["generate", "--model", models[0], *common, *more, "-o", str(target)]) == 0
+        with open(target, "rb") as file:
+            return target.read_bytes(), len(list(read_capture(file)))
+
+    chained = made("chained", *then)
+    assert made("again", *then, "--threads", "1", "--no-speculate") == chained
+    assert chained[1] > made("two", *then[:2])[1] > made("one")[1] >= 6
+    capsys.readouterr()
+    for framed, code in ((True, 0), (False, 2)):  # a model of another size may take over, one of another language not
+        other = byte_model(tmp_path / f"framed-{framed}", framed=framed)
+        arguments = ["--model", models[0], *common, "--then", str(other), "--overwrite"]
+        assert cli.run(["generate", *arguments, "-o", str(tmp_path / "x.pcap")]) == code
+    assert "its vocabulary is not that of" in capsys.readouterr().err
 
 
 def test_mistakes_are_one_line(captures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -291,6 +291,43 @@ def test_speculation_changes_no_byte(tmp_path: Path) -> None:
         assert torch.exit_code == 0 and "guesses right" not in torch.output
 
 
+def test_another_model_takes_over_where_a_session_ends(folder: Path) -> None:
+    """It hears its own beginning and the last packet; the session stays one: flow, hosts, clock, random numbers."""
+    opened = open_model(str(folder))
+    tokens = talking(opened).tokens
+    end, cuts = opened.vocabulary.end, (3, 7, 10)  # packets of handshake, and on to the end of transfer, teardown
+    parts = [list(tokens[95 * a : 95 * b - 1]) + [end] for a, b in pairwise((0, *cuts))]
+    whole = opened.session(INFO, address_plan())
+    expected = run(whole, Script([*tokens[:-1], end]))
+    session, packets = opened.session(INFO, address_plan()), []
+    for turn, part in enumerate(parts):
+        backend = Hearing(part)
+        if turn:
+            session.go_on()
+        packets += run(session, backend)
+        assert session.reason == "end" and session.packets == cuts[turn]
+        last = list(tokens[95 * (cuts[turn - 1] - 1) : 95 * cuts[turn - 1]])
+        begin = opened.vocabulary.begin("amazon")
+        assert [row[0] for row in backend.heard[: 96 if turn else 1]] == [begin, *(last if turn else [])]
+    assert packets == expected and session.tokens == whole.tokens
+    assert session.stream.counter == whole.stream.counter
+
+
+class Hearing(Script):
+    """Keeps the rows that it was given."""
+
+    def __init__(self, tokens: list[int]) -> None:
+        super().__init__(tokens)
+        self.heard: list[list[int]] = []
+
+    def prefill(self, slot, rows):
+        self.heard += rows.tolist()
+
+    def step(self, slots, rows, *more):
+        self.heard += rows.tolist()
+        return super().step(slots, rows, *more)
+
+
 # ---- run -----------------------------------------------------------------------------------------------------------
 
 

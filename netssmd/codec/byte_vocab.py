@@ -145,6 +145,11 @@ class ByteVocabulary:
         names = [str(b) for b in range(256)] + list(RESERVED) + [f"<|{label}|>" for label in labels]
         return ByteVocabulary(tuple(names), labels, packet_bytes, protocols, framed, conditioned, timing)
 
+    def same_language(self, other: ByteVocabulary) -> bool:
+        """Tokens, layout and rows mean the same in both; what they know of timing may differ."""
+        mine, theirs = self.to_json(), other.to_json()
+        return all(mine[key] == theirs[key] for key in mine if key != "timing")
+
     def begin(self, label: str | None) -> int:
         """The token before a session's first byte: its label's. Raises KeyError for a label that is not known."""
         if label is None:

@@ -218,6 +218,15 @@ class ByteDecoder:
             self.silent = self.ended = True
         return None
 
+    def last_tokens(self) -> list[int]:
+        """The last packet as it was generated, and the delimiter behind it."""
+        whole = self._frame[: self.vocabulary.layout.packet_bytes].ljust(self.vocabulary.layout.packet_bytes, b"\0")
+        return [*[self.vocabulary.byte_ids[byte] for byte in whole], self.vocabulary.pkt]
+
+    def go_on(self) -> None:
+        """Take more tokens after the end, from the beginning of a packet."""
+        self.ended = False
+
     def ranges_ahead(self, tokens: list[int]) -> list[int]:
         """`lo, hi` as they are, then as each of these tokens (bytes and delimiters) would leave them."""
         bounds = [self.lo, self.hi]

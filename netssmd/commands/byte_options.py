@@ -33,6 +33,8 @@ OPTIONS = (
     click.option("--prompt-text", type=click.Path(path_type=Path), metavar="FILE",
                  help="Byte codec: go on from '<|label|> 188 34 ... <|pkt|> ...'; - is stdin."),
     click.option("--prompt-partial", is_flag=True, help="... whose last packet is not whole: go on inside it."),
+    click.option("--then", multiple=True, metavar="MODEL",
+                 help="Byte codec: where a session ends this model hears its last packet and goes on; repeatable."),
     click.option("--speculate/--no-speculate", default=True, show_default=True,
                  help="Byte codec: guess tokens ahead; the same packets, sooner."),
     click.option("--raw", is_flag=True, help="Byte codec: packets as generated, stale checksums, addresses and all."),
@@ -60,6 +62,7 @@ class Asked:
     prompt_last: bool
     prompt_text: Path | None
     prompt_partial: bool
+    then: tuple[str, ...]
     speculate: bool
     raw: bool
 
@@ -79,6 +82,26 @@ class Asked:
         top_k = self.top_k if self.top_k is not None else preset.top_k if preset else 0
         top_p = self.top_p if self.top_p is not None else preset.top_p if preset else 1.0
         return open_model(model, backend, top_k, top_p, options=options)
+
+    def open_then(self, first: OpenModel, backend: Any) -> tuple[OpenModel, ...]:
+        """The models that take over, in order, with the first one's sampling. Raises UsageError for one that does not
+        speak its language."""
+        from netssmd.codec.byte_vocab import ByteVocabulary
+        from netssmd.engine.opening import open_model
+
+        opened = []
+        for name in self.then:
+            if not isinstance(first.vocabulary, ByteVocabulary):
+                raise UsageError(f"--then {name}: {first.name} is a model of the context codec; only byte models go on")
+            model = open_model(name, backend, first.sampling.top_k, first.sampling.top_p)
+            own = model.vocabulary
+            if not isinstance(own, ByteVocabulary) or not first.vocabulary.same_language(own):
+                raise UsageError(
+                    f"--then {name}: its vocabulary is not that of {first.name}; make its data with "
+                    "`netssmd prepare --model` of one base"
+                )
+            opened.append(model)
+        return tuple(opened)
 
     def temperature(self, given: float | None) -> float:
         """The one given, else the preset's, else 1."""

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -152,6 +153,7 @@ def command(
         guide,
         planted,
         asked.speculate,
+        asked.open_then(opened, backend),
     )
     count = min(threads or len(os.sched_getaffinity(0)), job.sessions)
     outcomes = target.write(job, count)
@@ -225,6 +227,7 @@ class Job:
     guide: bool = False
     anomalies: dict[str, float] = field(default_factory=dict)  # defect -> share of the packets that can have it
     speculate: bool = True
+    then: tuple[OpenModel, ...] = ()  # that take over where a session ends
 
     @property
     def sessions(self) -> int:
@@ -504,9 +507,15 @@ def spool_path(work: Path, i: int) -> Path:
 class Spool:
     """The sink of one session: its packets to a spool file, its outcome into the list."""
 
-    def __init__(self, path: Path, outcomes: list[Outcome | None], i: int) -> None:
+    def __init__(
+        self, path: Path, outcomes: list[Outcome | None], i: int, waiting: list[Spool] | None = None
+    ) -> None:
+        """waiting: where to go, with the session, when it ends by itself and another model takes over."""
         from netssmd.output.spool import SpoolWriter
 
+        self._path = path
+        self._waiting = waiting
+        self._session: Session | None = None
         self._file = open(path, "wb", buffering=1 << 16)  # noqa: SIM115 - lives as long as the session
         self._writer = SpoolWriter(self._file)
         self._outcomes = outcomes
@@ -518,11 +527,33 @@ class Spool:
         self._writer.write(p.ts_ns, p.data, p.orig_len, p.five_tuple, p.direction, p.found, p.planted)
 
     def end(self, session: Session) -> None:
+        from netssmd.engine.session import ENDED
+
         self._file.close()
+        if self._waiting is not None and session.reason == ENDED and session.packets:
+            self._session = session
+            self._waiting.append(self)
+            return
         self._outcomes[self._i] = Outcome(
             session.info, self._packets, session.flows, session.reason, session.malformed(), session.guide,
             {} if session.planter is None else session.planter.planted,
         )  # fmt: skip
+
+    def taken_over(self, waiting: list[Spool] | None) -> Session:
+        """The session, which goes on with another model, and this file with it."""
+        from netssmd.output.spool import SpoolWriter
+
+        assert self._session is not None
+        session, self._session, self._waiting = self._session, None, waiting
+        self._file = open(self._path, "ab", buffering=1 << 16)  # noqa: SIM115 - as long as the session
+        self._writer = SpoolWriter(self._file)
+        session.go_on()
+        return session
+
+
+def _taken_over(going: list[Spool], waiting: list[Spool] | None, i: int) -> Session:
+    """Session i of those that wait, ready for the next model."""
+    return going[i].taken_over(waiting)
 
 
 def generate(job: Job, work: Path, threads: int) -> list[Outcome]:
@@ -533,12 +564,6 @@ def generate(job: Job, work: Path, threads: int) -> list[Outcome]:
     from netssmd.engine.batch import Batch, run_batch
 
     outcomes: list[Outcome | None] = [None] * job.sessions
-    group = 16
-    backend = job.model.backend(threads * min(group, -(-job.sessions // threads)))
-    batch = Batch(
-        backend, job.sessions, job.opener(), lambda i: Spool(spool_path(work, i), outcomes, i), threads, group,
-        job.speculate,
-    )  # fmt: skip
     columns = (
         TextColumn("sessions"),
         BarColumn(),
@@ -547,16 +572,35 @@ def generate(job: Job, work: Path, threads: int) -> list[Outcome]:
         TextColumn("{task.fields[rate]}"),
     )
     console = Console(stderr=True)
+    group = 16
+    guesses: list[Sequence[int]] = []
     with Progress(*columns, console=console, disable=not sys.stderr.isatty(), transient=True) as progress:
         task = progress.add_task("sessions", total=job.sessions, rate="")
 
-        def watch() -> None:
-            elapsed = progress.tasks[0].elapsed or 1e-9
-            rate = f"{batch.packets:,} packets, {batch.packets / elapsed:,.0f}/s"
-            progress.update(task, completed=batch.done, rate=rate)
+        def run(batch: Batch) -> None:
+            def watch() -> None:
+                elapsed = progress.tasks[0].elapsed or 1e-9
+                rate = f"{batch.packets:,} packets, {batch.packets / elapsed:,.0f}/s"
+                progress.update(task, completed=batch.done, total=batch.sessions, rate=rate)
 
-        run_batch(batch, watch)
-    drafted, accepted, tokens, calls = batch.speculation()
+            run_batch(batch, watch)
+            guesses.append(batch.speculation())
+
+        def made(
+            model: OpenModel, count: int, session: Callable[[int], Session], sink: Callable[[int], Spool]
+        ) -> Batch:
+            own = min(threads, count)
+            backend = model.backend(own * min(group, -(-count // own)))
+            return Batch(backend, count, session, sink, own, group, job.speculate)
+
+        waiting: list[Spool] | None = [] if job.then else None  # sessions that ended, for the next model
+        opener = job.opener()
+        run(made(job.model, job.sessions, opener, lambda i: Spool(spool_path(work, i), outcomes, i, waiting)))
+        for turn, model in enumerate(job.then, 1):
+            going, waiting = waiting or [], [] if turn < len(job.then) else None
+            if going:
+                run(made(model, len(going), partial(_taken_over, going, waiting), going.__getitem__))
+    drafted, accepted, tokens, calls = map(sum, zip(*guesses))
     if drafted:
         share, each = accepted / drafted, tokens / max(1, calls)
         click.echo(f"speculation: {share:.0%} of {drafted:,} guesses right, {each:.1f} tokens a call", err=True)

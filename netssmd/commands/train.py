@@ -31,11 +31,14 @@ if TYPE_CHECKING:
 @click.option(
     "--hours", type=click.FloatRange(min=0, min_open=True), help="Train this long; instead of the file's [length]."
 )
+@click.option("--phases", multiple=True, type=click.Path(path_type=Path), metavar="DIR",
+              help="Byte codec: fine-tune --base into three models, of the handshakes, transfers and teardowns of the "
+              "flows in these captures. Repeatable.")  # fmt: skip
 @click.option("--fresh", is_flag=True, help="Begin anew although the output folder holds a training to go on with.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout at the end.")
 def command(
-    file: Path | None, data: str | None, output: str | None, base: str | None, hours: float | None, fresh: bool,
-    as_json: bool,
+    file: Path | None, data: str | None, output: str | None, base: str | None, hours: float | None,
+    phases: tuple[Path, ...], fresh: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Train a model on a prepared training set."""
     try:
@@ -52,12 +55,47 @@ def command(
     config.output.path = output or config.output.path
     if hours is not None:
         config.length.hours, config.length.tokens, config.length.epochs = hours, 0, 0.0
-    check(config, str(file or "training"))
+    if phases and not config.base:
+        raise UsageError("--phases: fine-tunes a byte model; give its folder as --base")
+    if phases and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UsageError("--phases: in one process; for several, `netssmd prepare --phase` and train each")
+    folder = Path(config.output.path)
     with interruptible() as stop, reporting() as report:
-        codec = codec_of(vocabulary_of(Path(config.data)))
-        trained = train(config, codec, report=report, stop=stop, fresh=fresh)
-    if os.environ.get("RANK", "0") == "0":  # of torchrun's processes one speaks
-        click.echo(json.dumps(summary(trained)) if as_json else told(trained))
+        for phase in prepared_phases(phases, folder, config.base) if phases else [""]:
+            if phase:
+                config.data, config.output.path = str(folder / phase / "data"), str(folder / phase)
+            check(config, str(file or "training"))
+            codec = codec_of(vocabulary_of(Path(config.data)))
+            trained = train(config, codec, report=report, stop=stop, fresh=fresh)
+            if os.environ.get("RANK", "0") == "0":  # of torchrun's processes one speaks
+                click.echo(json.dumps(summary(trained)) if as_json else told(trained))
+            if not trained.finished:
+                return
+    if phases and not as_json:
+        first, *others = [folder / phase / "model" for phase in PHASES]
+        then = " ".join(f"--then {model}" for model in others)
+        click.echo(f"netssmd generate --model {first} {then} --label LABEL -o OUT.pcap")
+
+
+PHASES = ("handshake", "transfer", "teardown")
+
+
+def prepared_phases(roots: tuple[Path, ...], folder: Path, base: str) -> Iterator[str]:
+    """Each phase, its data folder made of the captures, unless an earlier run made it. Raises UsageError."""
+    from netssmd.commands.prepare import progress
+    from netssmd.learn.byte_codec import ByteCodec
+    from netssmd.learn.prepare import prepare, vocabulary_of
+
+    vocabulary = vocabulary_of(Path(base))
+    if vocabulary.get("name") != "bytes":
+        raise UsageError(f"--phases: {base} is a model of the {vocabulary.get('name')} codec; it takes a byte model")
+    for phase in PHASES:
+        data = folder / phase / "data"
+        if not (data / "vocabulary.json").exists():
+            with progress() as advance:
+                codec = ByteCodec(int(vocabulary["packet_bytes"]), phase=phase)
+                prepare(roots, data, codec, vocabulary=vocabulary, overwrite=True, advance=advance)
+        yield phase
 
 
 class Stop:

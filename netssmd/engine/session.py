@@ -168,9 +168,9 @@ class Session:
     """
 
     __slots__ = (
-        "_before", "_prompt_at", "begin", "checker", "clock_ns", "decoder", "deficit_ns", "fixed_rows", "flows",
-        "guide", "identities", "info", "late_dropped", "late_ns", "limits", "packets", "payload", "planter", "prompt",
-        "reason", "render", "repetition", "stream", "temperatures", "throttled_ns", "tokens",
+        "_before", "_overheard", "_prompt_at", "begin", "checker", "clock_ns", "decoder", "deficit_ns", "fixed_rows",
+        "flows", "guide", "identities", "info", "late_dropped", "late_ns", "limits", "packets", "payload", "planter",
+        "prompt", "reason", "render", "repetition", "stream", "temperatures", "throttled_ns", "tokens",
     )  # fmt: skip
 
     def __init__(
@@ -198,6 +198,7 @@ class Session:
         self.temperatures = temperatures or Temperatures()
         self.prompt = prompt
         self._prompt_at = 0
+        self._overheard = False  # the prompt is what was said already: the model hears it, nothing comes of it
         self.identities = identities
         self.payload = payload
         self.checker: Checker | None = None
@@ -307,8 +308,12 @@ class Session:
         packets: list[OutPacket] = []
         while len(rows) < count and self.prompting:
             rows.append(self.row())
-            packet = self.advance(self.prompt[self._prompt_at], not_before_ns, cap_ns)
+            token = self.prompt[self._prompt_at]
             self._prompt_at += 1
+            if self._overheard:
+                self._before = token
+                continue
+            packet = self.advance(token, not_before_ns, cap_ns)
             if packet is not None:
                 packets.append(packet)
         return rows, packets
@@ -382,6 +387,18 @@ class Session:
             sent_ns, data, orig_len, self.info, flow, five_tuple(headers, direction), direction, decoded.kind, found,
             planted,
         )  # fmt: skip
+
+    def go_on(self) -> None:
+        """After its end: another model takes over. It begins like this one and hears the last packet, then the session
+        goes on: same flows, hosts, clock and random numbers. Sessions of the byte codec only."""
+        decoder = self.decoder
+        assert isinstance(decoder, ByteDecoder)
+        decoder.go_on()
+        self.reason = RUNNING
+        self._before = self.begin
+        self.prompt = decoder.last_tokens()
+        self._prompt_at = 0
+        self._overheard = True
 
     def cut(self, reason: str = STOPPED) -> None:
         """End the session here."""

@@ -125,7 +125,7 @@ class Kept:
 
 
 KEPT: Final = (
-    Kept(Session, _blank_session),
+    Kept(Session, _blank_session, since=frozenset(("_overheard",))),
     Kept(SessionInfo, None),
     Kept(Limits, None),
     Kept(Temperatures, lambda named: Temperatures()),

@@ -186,6 +186,8 @@ class CpuBackend:
         Draws for several inputs of each slot in one pass over the weights: see Backend.verify.
         Return: tokens [T], taken [n]. Raises ValueError.
         """
+        if not hasattr(self._decoder, "verify"):
+            require_fresh()
         counts = np.ascontiguousarray(counts, np.int32)
         tokens = np.empty(np.shape(rows)[0], np.int32)
         taken = np.zeros(counts.shape, np.int32)
