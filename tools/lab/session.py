@@ -23,6 +23,7 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -185,13 +186,13 @@ def run(spec: Spec, workload: Any) -> dict[str, Any]:
     link = Link(scene.conditions, random.Random(f"{spec.seed}/link"), local)
     link_said, link_says = os.pipe()
     link_pid = fork(lambda: be_link(client_net, (client_tap, server_tap), link, link_says))
-    counted = lambda: kernel.device_counts(link_pid, DEVICE)  # noqa: E731
     os.close(link_says)
 
+    def counted() -> tuple[int, int]:
+        return kernel.device_counts(link_pid, DEVICE)
+
     raw = spec.folder / "session.pcap"
-    capture = Capture(
-        raw, DEVICE, lambda: kernel.enter(client_net), snaplen=spec.snaplen, limit=spec.packets
-    )  # fmt: skip
+    capture = Capture(raw, DEVICE, partial(kernel.enter, client_net), snaplen=spec.snaplen, limit=spec.packets)
     before = sum(counted())
 
     def place(side: str) -> Place:
