@@ -88,7 +88,7 @@ def test_a_model_gives_its_vocabulary(tmp_path: Path, capsys: pytest.CaptureFixt
     (tmp_path / "config.json").write_text(json.dumps({"codec": vocabulary.to_json()}))
     assert cli.run(["codec", str(path), "--model", str(tmp_path)]) == 0
     assert f"vocabulary of {vocabulary.size:,}, of {tmp_path}" in capsys.readouterr().out
-    (tmp_path / "config.json").write_text(json.dumps({"codec": {"name": "bytes"}}))
+    (tmp_path / "config.json").write_text(json.dumps({"codec": {"name": "other"}}))
     assert cli.run(["codec", str(path), "--model", str(tmp_path)]) == 1
     assert "expected 'context'" in capsys.readouterr().err
     assert cli.run(["codec", str(path), "--model", str(tmp_path / "nowhere")]) == 1
@@ -130,3 +130,36 @@ def test_a_mismatch_names_file_packet_byte_and_field(
 def test_which_files_are_captures() -> None:
     assert all(map(codec.is_capture, ("a.pcap", "a.PCAPNG", "a.cap.gz", "a.b.pcap.zst")))
     assert not any(map(codec.is_capture, ("a.gz", "a.txt", ".a.pcap", "pcap", "a.pcap.bz2")))
+
+
+def test_a_byte_model_sees_what_fits_and_says_what_is_no_packet(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whole packets come back as they were; UDP has no place; garbled frames are told by reason, nothing refused."""
+    from byte_models import byte_model, talk
+
+    model = byte_model(tmp_path / "model")
+    good = talk()
+    udp = bytearray(good[0].data)
+    udp[23] = 17
+    cut, group = good[0].data[:30], bytearray(good[0].data)
+    group[26:30] = b"\xe0\0\0\1"
+    file = tmp_path / "amazon.pcap"
+    with open(file, "wb") as out:
+        writer = PcapWriter(out)
+        for data in (*[p.data for p in good], bytes(udp), cut, bytes(group)):
+            writer.write(Packet(10**18, data, len(data)))
+        writer.flush()
+    code, found, err = report(capsys, file, "--model", model, "--bits-packets", 2)
+    assert code == 0 and err == "" and found["codec"] == "bytes"
+    assert (found["packets"], found["fitting_packets"], found["exact_packets"]) == (13, 11, 10)
+    assert found["left_out_packets"] == {"protocol": 1, "cut": 1} and found["malformed_packets"] == {"address": 1}
+    assert found["tokens"] == 11 * 95 and found["tokens_per_packet"] == 95 and found["judged_packets"] == 2
+    assert 300 < found["bits_per_packet"] < 3000  # type: ignore[operator]
+    assert cli.run(["codec", str(file), "--model", str(model), "--bits-packets", "0"]) == 0
+    text = capsys.readouterr().out
+    assert "bits per packet" not in text and "it ends inside its headers" in text and "from a group" in text
+    config = model / "config.json"
+    config.write_text(config.read_text().replace('"packet_bytes": 94', '"packet_bytes": 9'))
+    assert cli.run(["codec", str(file), "--model", str(model)]) == 1
+    assert "codec: packets of 9 bytes; there are 94, 106, 128" in capsys.readouterr().err

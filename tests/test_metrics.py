@@ -15,6 +15,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from netssmd.daemon.histogram import Histogram
 from netssmd.daemon.metrics import LABELS, METRICS, Row, _family, document, registry
+from netssmd.daemon.status import line, status_of
 
 ROOT = Path(__file__).parent.parent
 ROWS = [row for rows in METRICS.values() for row in rows]
@@ -27,6 +28,11 @@ def test_the_document_is_that_of_the_table() -> None:
 
 def test_the_exposition_is_the_golden_one(tmp_path: Path) -> None:
     assert (ROOT / "tests" / "golden" / "metrics.txt").read_text() == exposition(fixed_service(tmp_path)), AGAIN
+
+
+def test_the_status_tells_what_is_no_packet(tmp_path: Path) -> None:
+    status = status_of(fixed_service(tmp_path))
+    assert status.malformed == {"cut": 3} and "3 malformed" in line(status)
 
 
 def test_names_units_and_labels() -> None:

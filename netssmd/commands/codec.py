@@ -68,6 +68,8 @@ def command(paths: tuple[Path, ...], model: Path | None, bits_packets: int, benc
     """
     files = find_captures(paths)
     folder = model if model is not None else embedded_model()
+    if folder is not None and is_byte_model(folder):
+        return byte_view(files, folder, bits_packets, as_json)
     with progress() as advance:
         vocabulary = load_vocabulary(folder / "config.json") if folder else fit_vocabulary(files, advance)
         judge = open_judge(folder, vocabulary, bits_packets, asked=model is not None) if folder else None
@@ -75,12 +77,47 @@ def command(paths: tuple[Path, ...], model: Path | None, bits_packets: int, benc
         for at, (path, name) in enumerate(files):
             round_trip(path, name, vocabulary, tally, judge)
             advance("round trip", at + 1, len(files))
-    for name, reason in tally.problems[:SHOWN_PROBLEMS]:
-        click.echo(f"netssmd: {name}: {reason}", err=True)
-    if len(tally.problems) > SHOWN_PROBLEMS:
-        click.echo(f"netssmd: {len(tally.problems) - SHOWN_PROBLEMS} more problems; --json lists them all", err=True)
+    tell(tally.problems)
     click.echo(json.dumps(summary(tally, vocabulary), indent=2) if as_json else table(tally, vocabulary, folder, bench))
     return 1 if tally.mismatches or not tally.files else 0
+
+
+def is_byte_model(folder: Path) -> bool:
+    """Whether a model folder's codec is the paper's; False also where there is none."""
+    from netssmd.model.checkpoint import read_json
+
+    if not (folder / "config.json").is_file():
+        return False
+    codec = read_json(folder / "config.json").get("codec")
+    return isinstance(codec, dict) and codec.get("name") == "bytes"
+
+
+def byte_view(files: Sequence[tuple[Path, str]], folder: Path, bits_packets: int, as_json: bool) -> int:
+    """The command for a model of the byte codec: see byte_codec.py."""
+    from netssmd.codec.byte_vocab import ByteVocabulary
+    from netssmd.commands import byte_codec
+    from netssmd.model.checkpoint import load_config_and_codec
+
+    _, codec = load_config_and_codec(folder)
+    try:
+        vocabulary = ByteVocabulary.from_json(codec)
+    except ValueError as error:
+        raise CheckpointError(f"{folder / 'config.json'}: codec: {error}") from None
+    bits = byte_codec.bits_of(folder, vocabulary) if bits_packets else None
+    with progress() as advance:
+        tally = byte_codec.view(files, vocabulary, read, bits, bits_packets, advance)
+    tell(tally.problems)
+    summary = byte_codec.summary(tally, vocabulary)
+    click.echo(json.dumps(summary, indent=2) if as_json else byte_codec.table(tally, vocabulary, folder))
+    return 1 if tally.mismatches or not tally.files else 0
+
+
+def tell(problems: Sequence[tuple[str, str]]) -> None:
+    """The first problems, a line each on stderr."""
+    for name, reason in problems[:SHOWN_PROBLEMS]:
+        click.echo(f"netssmd: {name}: {reason}", err=True)
+    if len(problems) > SHOWN_PROBLEMS:
+        click.echo(f"netssmd: {len(problems) - SHOWN_PROBLEMS} more problems; --json lists them all", err=True)
 
 
 # --- what to read -----------------------------------------------------------------------------------------------------

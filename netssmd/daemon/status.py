@@ -156,6 +156,7 @@ class Status:
     traffic: Traffic
     timing: Timing
     compliance: Compliance
+    malformed: dict[str, int]  # packets of ended sessions that a byte model wrote and that were none, by reason
     sinks: list[SinkState]
     taps: list[Tap]
     slices: Slices | None
@@ -250,6 +251,7 @@ def status_of(service: Service) -> Status:
             sums.flow_findings().get("handshake", 0), service.config.compliance.mode,
             sums.guide().interventions_by_rule(),
         ),
+        malformed=sums.malformed(),
         sinks=[SinkState(sink_name(sink), sink.packets, sink.dropped) for sink in service.output.sinks],
         taps=[_tap(port) for port in service.tap.ports] if service.tap else [],
         snapshots=_snapshots(service),
@@ -309,6 +311,8 @@ def line(status: Status) -> str:
         parts.append(f"deficit {timing.deficit_seconds:.1f} s")
     if timing.slipped_seconds:
         parts.append(f"slipped {timing.slipped_seconds:.2f} s")
+    if status.malformed:
+        parts.append(f"{sum(status.malformed.values())} malformed")
     if timing.late_dropped_packets:
         parts.append(f"{timing.late_dropped_packets} dropped as late")
     return ", ".join(parts)
