@@ -146,11 +146,11 @@ def test_guessing_that_comes_to_nothing_is_given_up() -> None:
     noise, zeros = (Ahead(ByteVocabulary.make(("x",), 94)) for _ in range(2))
     for i in range(PATIENCE):
         for ahead, token in ((noise, i * 7919 % 256), (zeros, 257 if i % 95 == 94 else 0)):
-            assert not ahead.hopeless
+            assert not ahead.hopeless(0.5)
             own = ahead.drafts(12.0, 63)
             ahead.drawn(own[:1] if own[:1] == [token] else [token], len(own))
             ahead.accepted += own[:1] == [token]
-    assert noise.hopeless and not zeros.hopeless
+    assert noise.hopeless(12.0) and not zeros.hopeless(0.5)
 
 
 def test_drafts_grow_with_what_comes_true_and_with_the_cost_of_a_call() -> None:

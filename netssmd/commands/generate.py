@@ -600,9 +600,9 @@ def generate(job: Job, work: Path, threads: int) -> list[Outcome]:
             going, waiting = waiting or [], [] if turn < len(job.then) else None
             if going:
                 run(made(model, len(going), partial(_taken_over, going, waiting), going.__getitem__))
-    drafted, accepted, tokens, calls = map(sum, zip(*guesses))
+    drafted, accepted, draws = map(sum, zip(*guesses))
     if drafted:
-        share, each = accepted / drafted, tokens / max(1, calls)
+        share, each = accepted / drafted, 1 + accepted / draws
         click.echo(f"speculation: {share:.0%} of {drafted:,} guesses right, {each:.1f} tokens a call", err=True)
     return [outcome for outcome in outcomes if outcome is not None]
 

@@ -23,8 +23,8 @@ from netssmd.codec.draft import Drafter
 
 RATE: Final = 0.125  # how fast a place's record follows
 AT_FIRST: Final = 0.5
-PATIENCE: Final = 2000  # calls
-LEAST: Final = 0.2  # guesses that come true, a call
+PATIENCE: Final = 1000  # calls
+LEAST: Final = 0.25  # guesses that come true a call, where a call costs as much as one input
 
 
 class Ahead:
@@ -41,10 +41,9 @@ class Ahead:
         self._expected: list[int] = []  # the drafts of the call under way, and one more if there is one
         self._first: int = 0  # the place of the first of them
 
-    @property
-    def hopeless(self) -> bool:
+    def hopeless(self, call_rows: float) -> bool:
         """It is not worth going on."""
-        return self._calls >= PATIENCE and self.accepted < LEAST * self._calls
+        return self._calls >= PATIENCE and self.accepted * call_rows < LEAST * self._calls
 
     def take(self, token: int) -> None:
         """A token that was not drawn: the prompt's."""

@@ -63,15 +63,10 @@ class Batch:
             for i, scheduler in enumerate(self._schedulers)
         ]
 
-    def speculation(self) -> tuple[int, int, int, int]:
-        """Tokens drafted, accepted, all in all, and calls of the backend."""
+    def speculation(self) -> tuple[int, int, int]:
+        """Tokens drafted, accepted, and how often a call drew for a session."""
         every = self._schedulers
-        return (
-            sum(one.drafted for one in every),
-            sum(one.accepted for one in every),
-            sum(one.tokens for one in every),
-            sum(one.steps for one in every),
-        )
+        return sum(one.drafted for one in every), sum(one.accepted for one in every), sum(one.draws for one in every)
 
     def _guarded(self, scheduler: Scheduler) -> None:
         try:

@@ -152,6 +152,7 @@ class Scheduler:
         self.steps = 0
         self.advanced = 0  # sessions, by the last step
         self.tokens = 0
+        self.draws = 0  # of a session by a call, with or without drafts
         self.drafted = 0  # tokens
         self.accepted = 0
 
@@ -231,6 +232,7 @@ class Scheduler:
                 packets += self._prefill(seat, not_before_ns)
             elif not seat.session.ended:  # one that was stopped from outside only leaves
                 free.append(seat)
+        self.draws += len(free)
         plan = self._plan(free)
         if plan:
             self._advance_ahead(free, plan, packets, not_before_ns)
@@ -295,7 +297,7 @@ class Scheduler:
             seat.left -= 1
             if seat.ahead is not None:
                 seat.ahead.drawn([token], 0)
-                if seat.ahead.hopeless:
+                if seat.ahead.hopeless(self.backend.call_rows):
                     seat.ahead = None
             packet = seat.session.advance(token, not_before_ns, cap_ns)
             if packet is not None:
