@@ -3,6 +3,7 @@ random sessions."""
 
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +17,17 @@ from safetensors import SafetensorError
 from netssmd.errors import ConfigError, NetssmdError, OutputError, UsageError
 from netssmd.learn.config import TrainConfig, load_train_config
 from netssmd.learn.dataset import open_dataset
-from netssmd.learn.train import Progress, Trainer, Validation, learning_rate, train
+from netssmd.learn.train import Progress, Trainer, Validation, as_before, learning_rate, train
 from netssmd.model.checkpoint import load_tensors_numpy
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
+def one_thread() -> Iterator[None]:
+    with as_before():
+        torch.set_num_threads(1)
+        yield
 
 
 def tiny(tmp_path: Path, steps: int, **changes: dict[str, Any]) -> TrainConfig:
@@ -138,6 +141,14 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path, stop_after: int)
         assert torch.equal(tensor, got[name]), name
     states = [json.loads((Path(c.output.path) / "last" / "state.json").read_text()) for c in (whole, parts)]
     assert states[0]["streams"] == states[1]["streams"]
+
+
+def test_the_calling_thread_is_left_as_it_was(tmp_path: Path) -> None:
+    write_data(tmp_path / "data")
+    torch.set_num_threads(2)
+    train(tiny(tmp_path, 2), JsonCodec())
+    assert torch.get_num_threads() == 2
+    assert torch.tensor([1e-40]).mul(0.5).item() > 0  # small numbers are not flushed to zero
 
 
 def test_a_finished_training_is_left_alone_unless_fresh(tmp_path: Path) -> None:

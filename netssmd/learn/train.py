@@ -28,8 +28,9 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -414,6 +415,17 @@ def single_threaded() -> None:
     torch.set_flush_denormal(True)
 
 
+@contextmanager
+def as_before() -> Iterator[None]:
+    """What `single_threaded` did to the calling thread is undone at the end: it may have other work."""
+    threads = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.set_flush_denormal(False)
+
+
 def split(streams: int, lanes: int) -> list[slice]:
     """The streams of each lane, as even as can be; no lane without a stream."""
     lanes = max(1, min(streams, lanes))
@@ -456,7 +468,7 @@ def train(
     if not len(dataset.train.sessions):
         raise UsageError(f"{config.data}: no sessions in the train split; give `netssmd prepare` more captures")
     out = Path(config.output.path)
-    with ranks(config.machine.device) as place:
+    with as_before(), ranks(config.machine.device) as place:
         trainer = Trainer(config, dataset, codec.load(dataset.vocabulary), place)
         try:
             out.mkdir(parents=True, exist_ok=True)
