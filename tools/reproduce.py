@@ -147,9 +147,9 @@ def page(plan: Plan, stages: Stages, reports: dict[str, dict[str, Any]]) -> str:
         f"    python tools/reproduce.py {' '.join(p.name for p in plan.captures)} -o work/ --hours {plan.hours:g} "
         f"--sessions {plan.sessions} --max-packets {plan.packets}",
         "",
-        "The floor is real against real: the train split beside the held-out one. Bits a packet are not of the same",
-        "things: the byte codec spells out addresses and sequence numbers and has no timing, the context codec tells the",
-        "timing and leaves identities out.",
+        "The floor is real against real: the train split beside the held-out one. Bits a packet do not count the same",
+        "things: the byte codec spells out addresses and sequence numbers and has no timing, the context codec tells",
+        "the timing and leaves identities out.",
         "",
         "## Headlines",
         "",

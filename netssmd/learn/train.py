@@ -134,9 +134,7 @@ class Trainer:
     """The model, its optimizer and its place in the data. `step` trains; `save` and `load` keep and restore all of
     it."""
 
-    def __init__(
-        self, config: TrainConfig, dataset: Dataset, vocabulary: Any, ranks: Ranks = ALONE
-    ) -> None:
+    def __init__(self, config: TrainConfig, dataset: Dataset, vocabulary: Any, ranks: Ranks = ALONE) -> None:
         self.config, self.dataset, self.vocabulary, self.ranks = config, dataset, vocabulary, ranks
         if config.batch.streams < ranks.world:
             raise UsageError(f"batch.streams is {config.batch.streams}; {ranks.world} processes need one each at least")
