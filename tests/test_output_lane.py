@@ -101,6 +101,7 @@ def test_a_live_sink_gets_packets_before_their_moment_files_at_it(monkeypatch: p
     at.lane._last()
     assert at.live.cut_ns == at.hands.ns + at.live.lead_ns and at.file.dues == at.live.dues
     assert len(at.live.dues) == 9 and at.lane.counters.cut == 11, "what lies in the future did not happen"
+    assert at.lane.counters.lateness_ns == 0 and at.lane.counters.lateness_max_ns == 25 * MS, "nor was it late"
 
 
 def test_a_wall_clock_that_is_set_changes_what_packets_carry_and_not_when_they_leave(

@@ -327,12 +327,13 @@ class OutputLane:
             sink.write(batch)
         self._pending.extend(zip(packets, batch))
 
-    def _send_due(self, now_ns: int) -> None:
-        """To the sinks that are not live, what is due; and news of sessions whose last packet that was."""
+    def _send_due(self, now_ns: int, lead_ns: int = 0) -> None:
+        """To the sinks that are not live, what is due, or will be in `lead_ns`; and news of sessions whose last packet
+        that was."""
         pending = self._pending
         packets: list[OutPacket] = []
         batch: list[Outgoing] = []
-        while pending and pending[0][1].due_ns <= now_ns:
+        while pending and pending[0][1].due_ns <= now_ns + lead_ns:
             packet, outgoing = pending.popleft()
             packets.append(packet)
             batch.append(outgoing)
@@ -396,7 +397,7 @@ class OutputLane:
         counters.first_ns = counters.first_ns or packets[0].ts_ns
         counters.last_ns = packets[-1].ts_ns
         if batch[0].due_ns:
-            counters.lateness_ns = now_ns - batch[0].due_ns
+            counters.lateness_ns = max(0, now_ns - batch[0].due_ns)
             counters.lateness_max_ns = max(counters.lateness_max_ns, counters.lateness_ns)
 
     def _last(self) -> None:
@@ -426,10 +427,10 @@ class OutputLane:
     def _stop(self, floor_ns: int) -> None:
         """Send what is due by now and what the live sinks have already, and no more; the same to all sinks."""
         self._hand_over(floor_ns, lead_ns=0)
-        cut_ns = self._monotonic_ns() + self._lead_ns
+        now_ns = self._monotonic_ns()
         for sink in self.live:
-            sink.cut(cut_ns)
-        self._send_due(cut_ns)
+            sink.cut(now_ns + self._lead_ns)
+        self._send_due(now_ns, self._lead_ns)
 
     def _sit_out_pauses(self) -> None:
         """Wait until no pause is left, or the daemon is stopped; orders are obeyed meanwhile."""
