@@ -42,19 +42,11 @@ class Repetition:
     def ahead(self, tokens: list[int]) -> list[list[float]]:
         """`factors` as they are, then as each of these tokens would leave them, one after the other. Nothing is said
         yet."""
-        now = list(self.factors)
-        out = [list(now)]
-        counts = list(self._counts)
-        recent = [*self._recent[self._at :], *self._recent[: self._at]]  # the window, oldest first
+        after = Repetition(0, self.penalty, self.window)
+        after.factors, after._counts = list(self.factors), list(self._counts)
+        after._recent, after._at = list(self._recent), self._at
+        out = [list(after.factors)]
         for token in tokens:
-            if self.window:
-                if len(recent) == self.window:
-                    gone = recent.pop(0)
-                    counts[gone] -= 1
-                    if counts[gone] == 0:
-                        now[gone] = 1.0
-                recent.append(token)
-                counts[token] += 1
-            now[token] = self.penalty
-            out.append(list(now))
+            after.add(token)
+            out.append(list(after.factors))
         return out
