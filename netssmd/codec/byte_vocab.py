@@ -132,6 +132,13 @@ class ByteVocabulary:
         self.rows: int = lo
         self.width: int = 2 + len(self.conditions) if conditioned else 1
 
+    def range_behind(self, known: int) -> tuple[int, int]:
+        """`lo, hi` of what may be drawn behind so many bytes of a packet: framed, the next byte, or behind a whole
+        packet its delimiter or the end."""
+        if not self.framed:
+            return 0, self.size
+        return (0, 256) if known < self.layout.packet_bytes else (256, 258)
+
     @staticmethod
     def make(
         labels: tuple[str, ...],

@@ -183,8 +183,9 @@ class ByteDecoder:
         self.mtu: int = mtu
         self.keep_body: bool = keep_body
         self.raw: bool = raw
-        self.lo: int = 0
-        self.hi: int = 256 if vocabulary.framed else vocabulary.size
+        lo, hi = vocabulary.range_behind(0)
+        self.lo: int = lo
+        self.hi: int = hi
         self.features: list[int] = []
         self.ended: bool = False
         self.silent: bool = False
@@ -208,8 +209,8 @@ class ByteDecoder:
         if meaning < PKT:
             if len(self._bytes) < MAX_PACKET:
                 self._bytes.append(meaning)
-            if self.vocabulary.framed and len(self._bytes) == self.vocabulary.layout.packet_bytes:
-                self.lo, self.hi = 256, 258
+            if len(self._bytes) == self.vocabulary.layout.packet_bytes:
+                self.lo, self.hi = self.vocabulary.range_behind(len(self._bytes))
         elif meaning == PKT or meaning == END:
             return self._close(meaning == END)
         else:
@@ -230,16 +231,10 @@ class ByteDecoder:
     def ranges_ahead(self, tokens: list[int]) -> list[int]:
         """`lo, hi` as they are, then as each of these tokens (bytes and delimiters) would leave them."""
         bounds = [self.lo, self.hi]
-        whole = self.vocabulary.layout.packet_bytes
         known = len(self._bytes)
         for token in tokens:
             known = known + 1 if self.vocabulary.byte_of[token] < PKT else 0
-            if not self.vocabulary.framed:
-                bounds += [0, self.vocabulary.size]
-            elif known == whole:
-                bounds += [256, 258]
-            else:
-                bounds += [0, 256]
+            bounds += self.vocabulary.range_behind(known)
         return bounds
 
     def _close(self, last: bool) -> Decoded | None:
@@ -249,8 +244,7 @@ class ByteDecoder:
         self._bytes = []
         self._wrong = False
         self.ended = last
-        if self.vocabulary.framed:
-            self.lo, self.hi = 0, 256
+        self.lo, self.hi = self.vocabulary.range_behind(0)
         if not data and not wrong and (last or not self.packets):
             return None  # nothing before the end, or a delimiter before the first packet: no harm
         decoded = self._packet(data, wrong)

@@ -123,9 +123,7 @@ def bits_of(folder: Path, vocabulary: ByteVocabulary) -> Bits:
         backend.reset(0)
         for token in tokens:
             logits = backend.logits_for(0, np.array([before, *fixed], np.int32)).astype(np.float64)
-            lo, hi = 0, vocabulary.size
-            if vocabulary.framed:
-                lo, hi = (0, 256) if inside < vocabulary.layout.packet_bytes else (256, 258)
+            lo, hi = vocabulary.range_behind(inside)
             legal = logits[lo:hi]
             total += (legal.max() + math.log(np.exp(legal - legal.max()).sum()) - logits[token]) / math.log(2.0)
             inside = 0 if token == vocabulary.pkt else inside + 1
