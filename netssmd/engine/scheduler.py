@@ -20,7 +20,6 @@ from __future__ import annotations
 import heapq
 from array import array
 from collections.abc import Sequence
-from itertools import accumulate
 from typing import NamedTuple, Protocol, TypeAlias
 
 import numpy as np
@@ -93,23 +92,30 @@ def _floats(numbers: list[float]) -> Floats:
     return np.frombuffer(array("f", numbers), np.float32)
 
 
+def _joined(factors: list[bytes]) -> tuple[Floats, Ints]:
+    """All factors of a call, and where those of each draw begin; -1 for none."""
+    at: list[int] = []
+    size = 0
+    for own in factors:
+        at.append(size if own else -1)
+        size += len(own) // 4
+    return np.frombuffer(b"".join(factors), np.float32), _ints(at)
+
+
 class _Factors:
     """What changes the logits of one draw: each session's penalties or its guide's mask."""
 
     __slots__ = ("at", "guided", "removed", "values")
 
     def __init__(self, seats: list[_Seat], factors: list[bytes]) -> None:
-        at: list[int] = []
-        size = 0
+        values, at = _joined(factors)
+        self.values: Floats = values
+        self.at: Ints = at
         self.guided: list[tuple[int, Guide]] = []  # position in the call, guide, where there is a mask
         for i, (seat, own) in enumerate(zip(seats, factors)):
-            at.append(size if own else -1)
-            size += len(own) // 4
             guide = seat.session.guide
             if own and guide is not None:
                 self.guided.append((i, guide))
-        self.values: Floats = np.frombuffer(b"".join(factors), np.float32)
-        self.at: Ints = _ints(at)
         self.removed: Floats | None = np.zeros((len(seats), 2), np.float32) if self.guided else None
 
     def count(self) -> None:
@@ -339,8 +345,7 @@ class Scheduler:
         factors: Floats | None = None
         at: Ints | None = None
         if any(masks):
-            factors = np.frombuffer(b"".join(masks), np.float32)
-            at = _ints([0, *accumulate([len(own) // 4 for own in masks])][:-1])
+            factors, at = _joined(masks)
         drawn, taken = self.backend.verify(
             _ints(slots),
             _ints(counts),
