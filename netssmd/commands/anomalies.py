@@ -9,17 +9,13 @@ from netssmd.errors import UsageError
 
 def chosen_anomalies(given: Sequence[str]) -> dict[str, float]:
     """Defects and the shares of the packets that can have them. Raises UsageError naming what is wrong."""
-    import difflib
-
-    from netssmd.packet.mutants import LIVE
+    from netssmd.packet.mutants import LIVE, no_such_defect
 
     rates: dict[str, float] = {}
     for text in given:
         name, _, share = text.partition("=")
         if name not in LIVE:
-            near = difflib.get_close_matches(name, LIVE, 1)
-            guess = f"did you mean {near[0]}? " if near else ""
-            raise UsageError(f"--anomaly {text}: no such defect; {guess}there are {', '.join(LIVE)}")
+            raise UsageError(f"--anomaly {text}: {no_such_defect(name)}")
         try:
             rates[name] = float(share)
         except ValueError:

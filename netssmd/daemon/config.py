@@ -6,7 +6,6 @@ equal). Values carry units ("10MB", "60s"). Raises ConfigError: file, key, what 
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from pathlib import Path
@@ -21,7 +20,7 @@ from netssmd.daemon.topics import NAME
 from netssmd.engine.byte_options import PRESETS, Preset
 from netssmd.errors import NetssmdError
 from netssmd.output.ledger import ATTACKS
-from netssmd.packet.mutants import LIVE
+from netssmd.packet.mutants import LIVE, no_such_defect
 from netssmd.packet.pcap import MAX_SNAPLEN
 from netssmd.units import parse_duration_ns, parse_size_bytes
 
@@ -229,9 +228,7 @@ class Compliance(_Section, frozen=True):
             raise ValueError('check is false and mode is "guide"; the guide goes by the checker: leave check out')
         for name, rate in self.anomalies.items():
             if name not in LIVE:
-                near = difflib.get_close_matches(name, LIVE, 1)
-                guess = f"did you mean {near[0]}? " if near else ""
-                raise ValueError(f"anomalies.{name}: no such defect; {guess}there are {', '.join(LIVE)}")
+                raise ValueError(f"anomalies.{name}: {no_such_defect(name)}")
             _between(f"anomalies.{name}", rate, 0, 1)
 
 

@@ -16,6 +16,7 @@ A defect may have others in its wake (after a planted RST the flow goes on: data
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
@@ -236,3 +237,10 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
 BY_NAME: Final = {mutant.name: mutant for mutant in MUTANTS}
 LIVE: Final = tuple(mutant.name for mutant in MUTANTS if mutant.live)
 """Names that the anomaly dial knows."""
+
+
+def no_such_defect(name: str) -> str:
+    """What to say to a name that is none of `LIVE`."""
+    near = difflib.get_close_matches(name, LIVE, 1)
+    guess = f"did you mean {near[0]}? " if near else ""
+    return f"no such defect; {guess}there are {', '.join(LIVE)}"
