@@ -6,7 +6,7 @@
 
 Stages, for each codec: prepare, train, generate, evaluate; then a page with the paper's figures, the byte codec and the
 context codec in columns. A stage that is complete is not done again; a training that was cut short goes on. `--results`
-names the page (docs/results.md is made by the first command above with `--results docs/results.md`).
+names the page, which says at its top by which command it was made (docs/results.md, too).
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def codec(plan: Plan, stages: Stages, name: str) -> None:
 
 
 def read(plan: Plan, name: str) -> dict[str, Any]:
-    """A codec's report, the card of its model, and its manifest's sums."""
+    """A codec's report, with the size of its model and the bits of its last validation under `model`."""
     folder = plan.out / name
     report: dict[str, Any] = json.loads((folder / "report" / "report.json").read_text())
     shown = subprocess.run(

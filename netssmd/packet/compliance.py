@@ -538,7 +538,6 @@ def names_of(found: int) -> tuple[str, ...]:
     return tuple([finding.name for i, finding in enumerate(FINDINGS) if found >> i & 1])
 
 
-
 _FRAME_TESTS: Final = [(i, finding.frame) for i, finding in enumerate(FINDINGS) if finding.frame is not None]
 _CAPTURED_TESTS: Final = [(i, finding.captured) for i, finding in enumerate(FINDINGS) if finding.captured is not None]
 _FLOW_TESTS: Final = [(i, finding.flow) for i, finding in enumerate(FINDINGS) if finding.flow is not None]
