@@ -19,6 +19,7 @@ namespace netssmd {
 namespace {
 
 constexpr size_t kHuge = size_t(2) << 20;
+constexpr size_t kWeightBlock = size_t(32) << 20;  // not resident until touched
 
 template <class... Parts>
 [[noreturn]] void refuse(const Parts&... parts) {
@@ -212,10 +213,19 @@ std::vector<std::string> available_isas() {
     return names;
 }
 
+// Parts of the weights, one behind the other on huge pages: a matrix of a block of its own would often be too small for them.
+void* Decoder::make_room(size_t bytes) {
+    bytes = (bytes + 63) / 64 * 64;
+    if (blocks_.empty() || block_used_ + bytes > blocks_.back().bytes()) {
+        blocks_.emplace_back(std::max(bytes, kWeightBlock));
+        block_used_ = 0;
+    }
+    return blocks_.back().as<char>() + std::exchange(block_used_, block_used_ + bytes);
+}
+
 float* Decoder::make_vector(size_t size) {
-    blocks_.emplace_back(size * 4 + 64);
     weight_bytes_ += size * 4;
-    return blocks_.back().as<float>();
+    return static_cast<float*>(make_room(size * 4));
 }
 
 Matrix Decoder::make_matrix(const float* from, int columns, const std::vector<int>& row_map, const std::vector<int>& column_map) {
@@ -224,8 +234,7 @@ Matrix Decoder::make_matrix(const float* from, int columns, const std::vector<in
     m.panels = int(row_map.size()) / kLanes;
     m.k = round_up(int(column_map.size()), k_step(dtype_));
     const int kp = dtype_ == Dtype::fp32 ? 1 : dtype_ == Dtype::bf16 ? 2 : 4;
-    blocks_.emplace_back(m.panel_bytes() * m.panels + 4096);  // room to prefetch past the end
-    void* data = blocks_.back().as<void>();
+    void* data = make_room(m.panel_bytes() * m.panels);
     m.data = data;
     weight_bytes_ += m.panel_bytes() * m.panels;
     float* scale = nullptr;
@@ -344,14 +353,14 @@ Decoder::Decoder(const Config& config, TensorSource& tensors, Dtype dtype, int s
     const float* embedding = tensors.get("backbone.embedding.weight", size_t(c.rows) * c.d_model);
     head_ = make_matrix(embedding, c.d_model, identity_map(c.vocab_size, round_up(c.vocab_size, kLanes)), model);
     embedding_dtype_ = dtype == Dtype::fp32 ? Dtype::fp32 : Dtype::bf16;  // inputs are few: int8 would save nothing there
-    blocks_.emplace_back(size_t(c.rows) * d_padded_ * (embedding_dtype_ == Dtype::fp32 ? 4 : 2) + 64);
-    embedding_ = blocks_.back().as<void>();
+    void* inputs = make_room(size_t(c.rows) * d_padded_ * (embedding_dtype_ == Dtype::fp32 ? 4 : 2));
+    embedding_ = inputs;
     for (int r = 0; r < c.rows; ++r)
         for (int k = 0; k < c.d_model; ++k) {
             const float x = embedding[size_t(r) * c.d_model + k];
             const size_t at = size_t(r) * d_padded_ + k;
-            if (embedding_dtype_ == Dtype::fp32) blocks_.back().as<float>()[at] = x;
-            else blocks_.back().as<uint16_t>()[at] = to_bf16(x);
+            if (embedding_dtype_ == Dtype::fp32) static_cast<float*>(inputs)[at] = x;
+            else static_cast<uint16_t*>(inputs)[at] = to_bf16(x);
         }
 
     const Mixer& m = layers_[0].mixer;

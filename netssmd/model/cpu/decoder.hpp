@@ -114,6 +114,7 @@ private:
     class Busy;
 
     Matrix make_matrix(const float* from, int columns, const std::vector<int>& row_map, const std::vector<int>& column_map);
+    void* make_room(size_t bytes);
     float* make_vector(size_t size);
     float* conv_state(int slot, int layer) const;
     float* ssm_state(int slot, int layer) const;
@@ -133,6 +134,7 @@ private:
     int d_padded_;
     std::vector<Layer> layers_;
     std::vector<Block> blocks_;
+    size_t block_used_ = 0;  // of the last one
     Matrix head_{};
     const void* embedding_ = nullptr;  // [rows][d_padded], fp32 or bf16
     Dtype embedding_dtype_;

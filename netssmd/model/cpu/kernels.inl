@@ -252,16 +252,6 @@ INLINE void finish_int8(const Matrix& w, int panel, float x_scale, const int32_t
 }
 
 #if !defined(NETSSMD_AMX)
-#if defined(__AVX512VNNI__)
-constexpr int kInt8Rows = 4;
-#else
-constexpr int kInt8Rows = 1;
-#endif
-
-struct alignas(64) Int16Lanes {
-    int32_t v[kLanes];
-};
-
 // acc += sum over 4 columns of w (signed) * x (7 bits unsigned)
 struct Dot {
 #if defined(__AVX512VNNI__)
@@ -339,6 +329,57 @@ void gemm_int8(const Matrix& w, const Activations& x, int n, int first, int last
         }
         panel += r;
     }
+}
+#endif
+
+#if defined(__AVX512VNNI__)
+// One row, as a session alone has it. Every weight is read once and used once, so what counts is how many lines of them are under way: R panels
+// side by side, each line asked for kAsk bytes before it is used, CHAINS sums a panel (the integers are exact in any order). With tiles a
+// row would wait for fourteen that are not there.
+constexpr int kAsk = 1024;
+
+template <int R, int CHAINS>
+INLINE void row_block_int8(const Matrix& w, const char* high, const char* low, size_t block, float x_scale, int panel, float* out, bool add) {
+    const size_t panel_bytes = w.panel_bytes();
+    const char* p = static_cast<const char*>(w.data) + panel * panel_bytes;
+    __m512i h[R][CHAINS] = {}, l[R][CHAINS] = {};
+    for (int k = 0; k < w.k; k += 64, high += block, low += block)
+        for (int j = 0; j < 16; ++j, p += 64) {
+            int32_t x_high, x_low;
+            memcpy(&x_high, high + 4 * j, 4);
+            memcpy(&x_low, low + 4 * j, 4);
+            for (int r = 0; r < R; ++r) {
+                const char* at = p + r * panel_bytes;
+                _mm_prefetch(at + kAsk, _MM_HINT_T0);
+                __m512i weights = _mm512_loadu_si512(at);
+                h[r][j % CHAINS] = _mm512_dpbusd_epi32(h[r][j % CHAINS], _mm512_set1_epi32(x_high), weights);
+                l[r][j % CHAINS] = _mm512_dpbusd_epi32(l[r][j % CHAINS], _mm512_set1_epi32(x_low), weights);
+            }
+        }
+    for (int r = 0; r < R; ++r) {
+        alignas(64) int32_t sums[2][kLanes];
+        for (int c = 1; c < CHAINS; ++c) {
+            h[r][0] = _mm512_add_epi32(h[r][0], h[r][c]);
+            l[r][0] = _mm512_add_epi32(l[r][0], l[r][c]);
+        }
+        _mm512_store_si512(sums[0], h[r][0]);
+        _mm512_store_si512(sums[1], l[r][0]);
+        finish_int8(w, panel + r, x_scale, sums[0], sums[1], out + r * kLanes, add);
+    }
+}
+
+void row_int8(const Matrix& w, const Activations& x, int first, int last, float* out, bool add) {
+    auto high = static_cast<const char*>(x.data);  // as pack_digits put them
+#if defined(NETSSMD_AMX)
+    const char* low = high + kTileRows * 64;
+    constexpr size_t block = 1024;
+#else
+    const char* low = high + x.k;
+    constexpr size_t block = 64;
+#endif
+    int panel = first;
+    for (; panel + 4 <= last; panel += 4, out += 4 * kLanes) row_block_int8<4, 1>(w, high, low, block, x.scale[0], panel, out, add);
+    for (; panel < last; ++panel, out += kLanes) row_block_int8<1, 4>(w, high, low, block, x.scale[0], panel, out, add);
 }
 #endif
 
@@ -456,6 +497,9 @@ void end() {}
 
 void gemm(const Matrix& w, const Activations& x, int n, int first, int last, float* out, size_t stride, bool add) {
     if (w.dtype == Dtype::fp32) return gemm_float<PairFp32>(w, x, n, first, last, out, stride, add);
+#if defined(__AVX512VNNI__)
+    if (w.dtype == Dtype::int8 && n == 1) return row_int8(w, x, first, last, out, add);
+#endif
 #if defined(NETSSMD_AMX)
     if (w.dtype == Dtype::bf16) return gemm_tiles<Dtype::bf16>(w, x, n, first, last, out, stride, add);
     return gemm_tiles<Dtype::int8>(w, x, n, first, last, out, stride, add);
