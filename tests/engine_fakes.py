@@ -40,6 +40,10 @@ class FakeDecoder:
         self.ended = False
 
     @property
+    def base(self) -> int:
+        return self.lo
+
+    @property
     def lo(self) -> int:
         first = WHO + 1 if self.endless or self.packets < self.least else WHO
         return (first, GAP, LENGTH)[len(self.part)]

@@ -8,15 +8,18 @@ import importlib.util
 import os
 import random
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
 from hypothesis import settings
 
 from netssmd.codec import vocab as v
+from netssmd.codec.context import NO_EXTENT
 from netssmd.codec.decoder import Decoder, Recorded
 from netssmd.codec.encoder import Encoded, Encoder
 from netssmd.codec.vocab import Vocabulary
+from netssmd.learn.codec import what_is_left
 from netssmd.packet.difference import first_difference
 from netssmd.packet.render import render
 
@@ -231,8 +234,10 @@ def session(rng: random.Random, packets: int, snaplen: int = 128) -> list[Record
 # --- there and back ---------------------------------------------------------------------------------------------------
 
 
-def encode(packets: list[Record], vocabulary: Vocabulary, max_flows: int = v.MAX_FLOWS) -> Encoded:
-    encoder = Encoder(vocabulary, None, max_flows)
+def encode(
+    packets: list[Record], vocabulary: Vocabulary, max_flows: int = v.MAX_FLOWS, extents: Sequence[int] = ()
+) -> Encoded:
+    encoder = Encoder(vocabulary, None, max_flows, extents)
     for packet in packets:
         encoder.packet(*packet)
     encoder.end()
@@ -240,19 +245,44 @@ def encode(packets: list[Record], vocabulary: Vocabulary, max_flows: int = v.MAX
 
 
 def check_exact(packets: list[Record], vocabulary: Vocabulary, max_flows: int = v.MAX_FLOWS) -> Encoded:
-    """Encode and decode, and hold the decoder against the encoder at every token: field, limit, features, packet."""
-    encoded = encode(packets, vocabulary, max_flows)
+    """Encode and decode, and hold the decoder against the encoder at every token: field, limit, features, packet; also
+    where it is told how much the session and its flows are to be."""
+    check_told(packets, vocabulary, max_flows)
+    return check_encoded(packets, encode(packets, vocabulary, max_flows), vocabulary, max_flows)
+
+
+def check_told(packets: list[Record], vocabulary: Vocabulary, max_flows: int = v.MAX_FLOWS) -> Encoded:
+    """Likewise, with the flows' extents in tokens, and what is left of the session in the features."""
+    first = encode(packets, vocabulary, max_flows)
+    encoded = encode(packets, vocabulary, max_flows, first.flow_packets)
+    total, duration_ns, flows = encoded.progress[-3:]
+    left = what_is_left(encoded, vocabulary).tolist()
+    width, at = v.STAGE_FEATURES, v.LEFT - 1
+    for stage, rows in enumerate(left):
+        encoded.features[stage * width + at : stage * width + at + len(rows)] = rows
+    return check_encoded(packets, encoded, vocabulary, max_flows, (total, max(0, duration_ns), flows))
+
+
+def check_encoded(
+    packets: list[Record],
+    encoded: Encoded,
+    vocabulary: Vocabulary,
+    max_flows: int,
+    extent: tuple[int, int, int] = NO_EXTENT,
+) -> Encoded:
     source = Recorded(encoded.identities)
-    decoder = Decoder(vocabulary, source, encoded.start_ns, max_flows=max_flows)
+    decoder = Decoder(vocabulary, source, encoded.start_ns, max_flows=max_flows, extent=extent)
     width = v.STAGE_FEATURES
     now_ns, at = encoded.start_ns, 0
     for token, limit, stage in zip(encoded.tokens, encoded.limits, encoded.stages, strict=True):
         number = vocabulary.field_of(token)
         entry = vocabulary.fields[number]
         tail = entry.lo + entry.size - entry.tail
-        assert decoder.lo == entry.lo, f"packet {at}: {entry.name} where the decoder asks for another field"
-        assert decoder.hi == min(limit, tail), f"packet {at}: limits of {entry.name} differ"
-        assert token < limit or token >= tail, f"packet {at}: {entry.name}:{token - entry.lo} was not legal"
+        floor = entry.lo + (decoder.context.who_floor() if number == v.WHO else 0)
+        assert decoder.lo == floor <= token, f"packet {at}: {entry.name} where the decoder asks for another field"
+        most = entry.lo + 1 if number == v.WHO and decoder.context.is_complete() else min(limit, tail)
+        assert decoder.hi == most, f"packet {at}: limits of {entry.name} differ"
+        assert token < most or token >= tail, f"packet {at}: {entry.name}:{token - entry.lo} was not legal"
         expected = vocabulary.feature_rows(number, encoded.features[stage * width : (stage + 1) * width])
         assert decoder.features == expected, f"packet {at}: features differ"
         decoded = decoder.feed(token)

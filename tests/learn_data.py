@@ -76,7 +76,12 @@ class PacketCodec(JsonCodec):
         lengths = tuple(sorted(sum(statistics, Counter())))
         return Vocabulary(tuple(labels), (), lengths, (), ())
 
-    def encode(self, packets: Iterable[Any], vocabulary: Vocabulary, *, escapes: bool) -> list[EncodedFile]:
+    def with_labels(self, document: dict[str, Any], labels: Sequence[str]) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def encode(
+        self, packets: Iterable[Any], vocabulary: Vocabulary, *, escapes: bool, whole: bool = True
+    ) -> list[EncodedFile]:
         every = [data for _, data, _ in packets]
         kept = [data for data in every if escapes or data[:1] != b"\xee"]
         length, iat = vocabulary.fields[14], vocabulary.fields[25]

@@ -13,6 +13,7 @@ from live_daemon import LiveDaemon, wait_for
 from mosquitto import Mosquitto
 from test_mqtt import section
 
+from netssmd.codec.vocab import PACKETS
 from netssmd.daemon import fleet
 from netssmd.daemon.control_client import Asker
 from netssmd.engine import snapshot
@@ -45,7 +46,7 @@ def run(scheduler: Scheduler, until: Callable[[list[OutPacket]], bool]) -> list[
 
 def begun(model: OpenModel, plan: AddressPlan, label: str) -> tuple[Scheduler, Session]:
     scheduler = Scheduler(model.backend(4))
-    session = model.session(SessionInfo(3, label, {}, 11, SECOND), plan, Limits(packets=600))
+    session = model.session(SessionInfo(3, label, {PACKETS: 600.0}, 11, SECOND), plan, Limits(packets=600))
     session.checker, session.guide = Checker(), model.guide(label)
     scheduler.add(session)
     return scheduler, session
@@ -69,11 +70,11 @@ def forked(scheduler: Scheduler, session: Session, model: OpenModel, plan: Addre
 def test_the_original_does_not_notice_and_the_copy_has_flows_of_its_own(
     model: OpenModel, at: int, gateway: str
 ) -> None:
-    plan, label = address_plan(seed=5, gateway=gateway), model.labels[0]
+    plan, label = address_plan(seed=5, gateway=gateway), "social-h1"
     alone = run(begun(model, plan, label)[0], lambda packets: False)
     scheduler, session = begun(model, plan, label)
     before = run(scheduler, lambda packets: len(packets) >= at)
-    open_flows = len(session.decoder.context.flows)  # type: ignore[attr-defined]
+    opened = session.decoder.context.flows_opened  # type: ignore[attr-defined]
     copy = forked(scheduler, session, model, plan)
     both = run(scheduler, lambda packets: False)
     assert before + [packet for packet in both if packet.session.number == 3] == alone
@@ -83,7 +84,7 @@ def test_the_original_does_not_notice_and_the_copy_has_flows_of_its_own(
     of_alone = {ends(packet) for packet in alone} - {None}
     assert not of_alone & {ends(packet) for packet in copied}
     old = {ends(packet) for packet in before} - {None}
-    assert len(old) <= 1 or any(not parse(p.data, p.orig_len).flags & SYN for p in copied if p.flow < open_flows)
+    assert len(old) <= 1 or any(not parse(p.data, p.orig_len).flags & SYN for p in copied if p.flow < opened)
     clients = {packet.five_tuple.originator for packet in alone if packet.five_tuple}
     macs = {packet.data[6:12] for packet in alone if packet.five_tuple and packet.direction == 0}
     for packet in copied:
@@ -105,7 +106,7 @@ def test_the_same_seed_gives_the_same_copy(model: OpenModel) -> None:
     plan = address_plan(seed=5)
     runs = []
     for seed in (77, 77, 78):
-        scheduler, session = begun(model, plan, model.labels[0])
+        scheduler, session = begun(model, plan, "social-h1")
         run(scheduler, lambda packets: len(packets) >= 40)
         forked(scheduler, session, model, plan, seed)
         both = run(scheduler, lambda packets: len(packets) >= 300)
@@ -115,7 +116,7 @@ def test_the_same_seed_gives_the_same_copy(model: OpenModel) -> None:
 
 def test_a_plan_without_other_hosts_refuses(model: OpenModel) -> None:
     plan = address_plan(("192.0.2.0/31", "2001:db8::/128"), seed=5, hosts=1)
-    scheduler, session = begun(model, plan, model.labels[0])
+    scheduler, session = begun(model, plan, "social-h1")
     run(scheduler, lambda packets: len(packets) >= 40)
     with pytest.raises(UsageError, match="no other clients"):
         forked(scheduler, session, model, plan)

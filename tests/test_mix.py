@@ -1,6 +1,8 @@
 """The traffic mix: pure sessions, weights, conditions; arrivals in both manners; the rate cap's neighbourhood."""
 
-from netssmd.engine.mix import SECOND, Arrivals, TrafficMix, default_mix
+from netssmd.codec.context import NO_EXTENT, UNKNOWN
+from netssmd.engine.mix import SECOND, Arrivals, TrafficMix, default_mix, draw_extent
+from netssmd.engine.session import SessionInfo
 
 
 def test_session_n_is_the_same_whenever_it_starts() -> None:
@@ -50,3 +52,21 @@ def test_poisson_arrivals_keep_their_mean_and_the_cap_defers() -> None:
 def test_a_total_ends_the_arrivals() -> None:
     arrivals = Arrivals(2, 0, seed=1, start_ns=0, total=3)
     assert [arrivals.take(5, 0) for _ in range(4)] == [True, True, True, False] and arrivals.exhausted
+
+
+def test_an_extent_is_like_one_of_its_labels_sessions() -> None:
+    extents = {"web": [(100, 2_000, 7), (900, UNKNOWN, UNKNOWN)]}
+
+    def drawn(seed: int, label: str = "web", prompted: int = 0, **conditions: float) -> tuple[int, int, int]:
+        return draw_extent(SessionInfo(0, label, conditions, seed, 0), extents, prompted)
+
+    many = {drawn(seed) for seed in range(200)}
+    assert many == {drawn(seed) for seed in range(200)}
+    short = {extent for extent in many if extent[1] != UNKNOWN}
+    assert 10 < len(short) < 200 and all(extent[1:] == (UNKNOWN, UNKNOWN) for extent in many - short)
+    packets, durations_ns, flows = zip(*short, strict=True)
+    assert 85 <= min(packets) <= 100 <= max(packets) <= 120 and set(flows) == {7}
+    assert 1_400_000_000 < min(durations_ns) < max(durations_ns) < 2_900_000_000
+    assert all(drawn(seed, prompted=500)[0] > 500 for seed in range(50))
+    assert drawn(1, "dns") == drawn(1, prompted=2_000) == drawn(1, packets=0.0) == NO_EXTENT
+    assert drawn(1, packets=12.0) == (12, UNKNOWN, UNKNOWN)

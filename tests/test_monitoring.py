@@ -88,6 +88,8 @@ session_packets = 60
 web = 1
 dns = 1
 download = 1
+[compliance.anomalies]
+syn_in_established = 0.05
 [output]
 directory = "{folder}/captures"
 slice_duration = "2s"

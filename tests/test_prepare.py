@@ -9,9 +9,13 @@ import pytest
 from click.testing import CliRunner
 from learn_data import PacketCodec, write_capture
 
+from netssmd.codec.vocab import Vocabulary
 from netssmd.errors import OutputError, UsageError
+from netssmd.learn.byte_codec import ByteCodec
+from netssmd.learn.codec import ContextCodec
 from netssmd.learn.dataset import open_dataset
 from netssmd.learn.prepare import Prepared, find_sources, prepare, stable_split, vocabulary_of
+from netssmd.packet.pcap import Packet, PcapWriter
 
 
 @pytest.fixture
@@ -204,3 +208,21 @@ def test_a_ledger_beside_a_capture_is_no_problem(captures: Path) -> None:
     (captures / "web" / "0.jsonl").write_text("{}\n")
     sources, problems = find_sources([captures])
     assert len(sources) == 20 and not problems
+
+
+def test_labels_are_added_to_a_models_vocabulary(tmp_path: Path) -> None:
+    frame = bytes.fromhex("02000000000202000000000108004500001c000100004011b6cdc6120001c61200021000100100080000")
+    for label in ("new", "old"):
+        (tmp_path / label).mkdir()
+        with open(tmp_path / label / "a.pcap", "wb") as file:
+            writer = PcapWriter(file)
+            for n in range(4):
+                writer.write(Packet(n, frame, len(frame)))
+            writer.flush()
+    base = Vocabulary(("old",), (), (40,), (), (53,))
+    with pytest.raises(UsageError, match="a label of the byte codec is a token"):
+        ByteCodec().with_labels({}, ["new"])
+    roots = [tmp_path / "new", tmp_path / "old"]
+    prepare(roots, tmp_path / "data", ContextCodec(), vocabulary=base.to_json(), add_labels=True, workers=1)
+    made = Vocabulary.from_json(open_dataset(tmp_path / "data").vocabulary)
+    assert made.labels == ("old", "new") and (made.lengths, made.ports, made.size) == ((40,), (53,), base.size)

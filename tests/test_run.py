@@ -100,7 +100,7 @@ def test_mistakes(
 
 @pytest.mark.parametrize("streams", ["2>&-", ">&-", "<&- >&- 2>&-", "2>/dev/full"])
 def test_streams_that_are_closed_or_full_do_not_end_it(model: str, tmp_path: Path, streams: str) -> None:
-    arguments = f"-c {settings(tmp_path, model)} --duration 1 --output {tmp_path / 'out'}"
+    arguments = f"-c {settings(tmp_path, model)} --duration 2 --seed 4 --output {tmp_path / 'out'}"
     command = f"exec {sys.executable} -m netssmd run {arguments} {streams}"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(["bash", "-c", command], capture_output=True, cwd=ROOT, env=environment, timeout=60)

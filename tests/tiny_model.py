@@ -1,9 +1,13 @@
-"""A checkpoint with the real codec and random weights: well-formed packets, no sense. Made in a temporary folder."""
+"""A checkpoint with the real codec and random weights: well-formed packets, no sense. Made in a temporary folder.
+
+Its labels know no long gaps and no long flows: whatever is drawn, a session goes on at once, and to its end.
+"""
 
 from pathlib import Path
 
 import numpy as np
 
+from netssmd.codec import vocab as v
 from netssmd.codec.vocab import Stack, Vocabulary
 from netssmd.model.checkpoint import save_checkpoint
 from netssmd.model.config import ModelConfig
@@ -29,5 +33,16 @@ def tiny_model(folder: Path, seed: int = 1) -> Path:
             tensors[name] = np.abs(tensors[name])
         elif name.endswith("dt_bias"):
             tensors[name] -= 3.0
-    save_checkpoint(folder, config, vocabulary.to_json(), tensors, "A model of random numbers, for tests.\n")
+    card = "A model of random numbers, for tests.\n"
+    save_checkpoint(folder, config, vocabulary.to_json(), tensors, card, conduct={"tokens": brisk(vocabulary)})
     return folder
+
+
+def brisk(vocabulary: Vocabulary) -> dict[str, list[list[int]]]:
+    """All tokens but those of gaps beyond a fifth of a second and of flows beyond 40 packets."""
+    runs, at = [], 0
+    for field, bins, most in ((v.IAT, v.IAT_BINS, 200_000_000), (v.EXTENT, v.FLOW_EXTENT, 40)):
+        lo = vocabulary.fields[field].lo
+        runs.append([at, lo + bins.find(most)])
+        at = lo + bins.count
+    return {label: [*runs, [at, vocabulary.size]] for label in LABELS}

@@ -5,12 +5,13 @@
     python tools/reproduce.py captures/lab -o work/ --quick    the same way in minutes, to see that all of it works
 
 Stages, for each codec: prepare, train, generate, evaluate; then a page with the paper's figures, the byte codec and the
-context codec in columns. A stage that is complete is not done again; a training that was cut short goes on. `--results`
-names the page, which says at its top by which command it was made (docs/results.md, too).
+context codec in columns. A stage that is complete is not done again; a training that was cut short goes on. `--page`
+names the page, which says at its top by which command it was made (docs/codecs.md, too).
 """
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 import subprocess
@@ -119,8 +120,8 @@ def codec(plan: Plan, stages: Stages, name: str) -> None:
     stages.run(f"{name}-evaluate", "evaluate", str(plan.captures[0]), made, "-o", report, *only, *plan.evaluate)
 
 
-def read(plan: Plan, name: str) -> dict[str, Any]:
-    """A codec's report, with the size of its model and the bits of its last validation under `model`."""
+def read(plan: Plan, stages: Stages, name: str) -> dict[str, Any]:
+    """A codec's report, with the size of its model, the bits of its last validation and its costs under `model`."""
     folder = plan.out / name
     report: dict[str, Any] = json.loads((folder / "report" / "report.json").read_text())
     shown = subprocess.run(
@@ -132,13 +133,18 @@ def read(plan: Plan, name: str) -> dict[str, Any]:
         news = json.loads(line)
         if news["kind"] == "val":
             report["model"]["bits_per_packet"] = news["bits_per_packet"]
+    files = json.loads((folder / "data" / "files.json").read_text())["files"]
+    report["model"]["tokens_per_packet"] = sum(f["tokens"] for f in files) / sum(f["packets"] for f in files)
+    with open(folder / "generated" / "manifest.csv", newline="") as file:
+        made = sum(int(row["packets"]) for row in csv.DictReader(file))
+    report["model"]["packets_per_second_generated"] = made / stages.seconds[f"{name}-generate"]
     return report
 
 
 def page(plan: Plan, stages: Stages, reports: dict[str, dict[str, Any]]) -> str:
     """The results in Markdown."""
     lines = [
-        "# Results",
+        "# Both codecs, side by side",
         "",
         f"Both codecs trained on the same captures, {plan.hours:g} h of training each, models of about the same size; "
         f"{plan.sessions} sessions of each label, cut at {plan.packets:,} packets; beside held-out real captures. Made",
@@ -192,10 +198,18 @@ def headlines(reports: dict[str, dict[str, Any]]) -> list[tuple[str, ...]]:
         for what, score in first.items()
     ]
     cards = {name: report["model"] for name, report in reports.items()}
-    for key in ("parameters", "bits_per_packet"):
+    for key in ("parameters", "packets_per_second_generated", "tokens_per_packet", "bits_per_packet"):
         if all(key in card for card in cards.values()):
             rows.insert(0, (key.replace("_", " "), *(number(card[key]) for card in cards.values()), "-"))
+    for what in ("IPv4 addresses", "MAC addresses", "initial sequence numbers"):
+        found = [report["topics"]["remembered"][what] for report in reports.values()]
+        rows.append((f"{what} of the training set", *(of(f["synthetic"]) for f in found), of(found[0]["floor"])))
     return rows
+
+
+def of(counts: list[int]) -> str:
+    """How many of how many."""
+    return f"{counts[1]:,} of {counts[0]:,}"
 
 
 def table2(title: str, reports: dict[str, dict[str, Any]]) -> list[str]:
@@ -234,7 +248,7 @@ def table5(reports: dict[str, dict[str, Any]]) -> list[str]:
 @click.command(context_settings={"show_default": True})
 @click.argument("captures", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Folder for all stages.")
-@click.option("--results", type=click.Path(path_type=Path), help="The page.  [default: OUTPUT/results.md]")
+@click.option("--page", "results", type=click.Path(path_type=Path), help="The page.  [default: OUTPUT/codecs.md]")
 @click.option("--hours", type=click.FloatRange(0, min_open=True), default=1.0, help="Training of each codec.")
 @click.option("--sessions", type=click.IntRange(1), default=10, help="Of each label.")
 @click.option("--max-packets", type=click.IntRange(1), default=12_000, help="Where a session is cut.")
@@ -256,8 +270,8 @@ def main(
     names = codecs or tuple(CODECS)
     for name in names:
         codec(plan, stages, name)
-    text = page(plan, stages, {name: read(plan, name) for name in names})
-    target = results or output / "results.md"
+    text = page(plan, stages, {name: read(plan, stages, name) for name in names})
+    target = results or output / "codecs.md"
     target.write_text(text)
     click.echo(f"{target}: written", err=True)
 

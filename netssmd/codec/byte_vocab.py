@@ -131,6 +131,7 @@ class ByteVocabulary:
             lo = self.conditions[-1].unknown_row + 1
         self.rows: int = lo
         self.width: int = 2 + len(self.conditions) if conditioned else 1
+        self.left_base: list[int] = []  # it has no features, and so none that say what is left of a session
 
     def range_behind(self, known: int) -> tuple[int, int]:
         """`lo, hi` of what may be drawn behind so many bytes of a packet: framed, the next byte, or behind a whole

@@ -202,6 +202,11 @@ class ByteDecoder:
         self._told: dict[int, int] = {}  # flow number: bit 1, 2 for a side whose kind has been told
         self._hosts: dict[bytes, tuple[bytes, bytes]] = {}
 
+    @property
+    def base(self) -> int:
+        """As `lo`: its one field is what may follow."""
+        return self.lo
+
     def feed(self, token: int) -> Decoded | None:
         """Take one token; the packet that it completes, if it is one."""
         meaning = self.vocabulary.byte_of[token]

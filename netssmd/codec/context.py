@@ -14,7 +14,7 @@ decoder must agree on lives in this file; they differ only in whether a value is
 Tokens of a packet, in order; [x] only if the one before announced it::
 
     WHO ┬ flow r, direction d ──────────────────────────────────────────────┐
-        ├ NEW SERVICE [HOST] [HOST] [PORT] [PORT] [PROTOCOL] ───────────────┤
+        ├ NEW SERVICE [HOST] [HOST] [PORT] [PORT] [PROTOCOL] EXTENT ────────┤
         ├ FAR RANK_HIGH RANK_LOW ───────────────────────────────────────────┤
         │   ┌───────────────────────────────────────────────────────────────┘
         │   ├ TCP_SHAPE [FLAGS] [LENGTH] [ACKED] [WINDOW] [STACK] [DEVIATION [SEQUENCE] [TCP_OPTIONS] [NETWORK ..]]
@@ -101,6 +101,18 @@ TIMESTAMPS: Final = b"\x01\x01\x08\x0a"
 DEFAULT_STACK: Final = Stack(
     bytes.fromhex("020405b40402080a000000000000000001030307"), window=64240, ttl=64, tos=0, ip_flags=2, zero_id=False
 )
+NO_EXTENT: Final = (UNKNOWN, UNKNOWN, UNKNOWN)
+
+LONGEST_NS: Final = 1 << 62
+
+# How the last packets of a flow end it, where they are drawn: anyhow, as in a recording; with FINs; with a FIN, and
+# then with a FIN or an RST; with an RST.
+ENDS_ANYHOW: Final = 0
+ENDS_CLOSED: Final = 1
+ENDS_CLOSED_OR_RESET: Final = 2
+ENDS_RESET: Final = 3
+BEHIND_RST: Final = 3  # packets of the peer, on their way or its FIN
+MOST_OVERTIME: Final = 16  # packets that a flow is given beyond its extent to be closed in
 ECHOES: Final = ((8, 0), (0, 0), (128, 0), (129, 0))
 
 
@@ -158,11 +170,11 @@ class Side:
     """One direction of a flow: what its sender sent and will probably send next."""
 
     __slots__ = (
-        "direction", "echo_sequence", "ends", "flow_label", "fragment_ident", "fragment_left", "fragment_offset",
-        "host", "id_mode", "ident", "ip_flags", "isn", "key", "kind_told", "last_ack", "last_end", "last_headers",
-        "last_length", "last_ns", "least", "link", "max_length", "mss", "negotiated", "next", "options",
-        "payload_tos", "sack", "shown_length", "spoke", "state", "timestamps", "tos", "ts_recent", "tsval",
-        "tsval_ns", "ttl", "una", "window",
+        "bytes", "direction", "echo_sequence", "ends", "flow_label", "fragment_ident", "fragment_left",
+        "fragment_offset", "host", "id_mode", "ident", "ip_flags", "isn", "key", "kind_told", "last_ack", "last_end",
+        "last_headers", "last_length", "last_ns", "least", "link", "max_length", "mss", "negotiated", "next", "options",
+        "payload_tos", "sack", "shown_length", "spoke", "state", "timestamps", "tos", "ts_recent", "tsval", "tsval_ns",
+        "ttl", "una", "window",
     )  # fmt: skip
 
     def __init__(self, host: Host, direction: int) -> None:
@@ -185,6 +197,7 @@ class Side:
         self.last_length: int = 0
         self.max_length: int = 0
         self.shown_length: int = 0
+        self.bytes: int = 0  # of payload, sent so far
         self.kind_told: bool = False
         self.least: int = 0  # fewest payload bytes of a packet, where they are made up
         # TCP
@@ -216,8 +229,8 @@ class Flow:
     """A five-tuple (or what stands for it), named by its rank among the recently active ones."""
 
     __slots__ = (
-        "burst", "burst_direction", "identifier", "last_direction", "number", "packets", "phase", "ports",
-        "protocol", "sides", "transport", "version",
+        "burst", "burst_direction", "ending", "extent", "identifier", "last_direction", "number", "overtime", "owing",
+        "packets", "phase", "ports", "protocol", "service", "sides", "transport", "version",
     )  # fmt: skip
 
     def __init__(self, number: int, version: int, transport: int, protocol: int, sides: list[Side]) -> None:
@@ -227,12 +240,29 @@ class Flow:
         self.protocol: int = protocol
         self.sides: list[Side] = sides
         self.ports: list[int] = [0, 0]
+        self.service: int = 0  # for the feature of this name
         self.identifier: int = 0
         self.packets: int = 0
+        self.extent: int = UNKNOWN  # packets that it is to have
+        self.owing: bool = False  # the session does not end before it has them, or is closed
+        self.overtime: int = 0  # packets that it was given besides
+        self.ending: int = ENDS_ANYHOW
         self.phase: int = NO_PHASE
         self.last_direction: int = 0
         self.burst_direction: int = 0
         self.burst: int = 0
+
+    def is_over(self) -> bool:
+        """It had all the packets that were told."""
+        return self.packets >= self.extent != UNKNOWN
+
+    def is_established(self) -> bool:
+        """A TCP connection whose handshake is complete, whatever became of it since."""
+        return self.transport == TCP and self.sides[0].state >= OPEN and self.sides[1].state >= SYN_SENT
+
+    def is_open(self) -> bool:
+        """An established connection that was not closed by both sides, nor reset."""
+        return self.phase != SHUT and self.is_established()
 
 
 class Service:
@@ -260,23 +290,33 @@ class Service:
 
 
 class Context:
-    """All contexts of one session. `max_flows` bounds its memory: the flow silent for longest is forgotten."""
+    """All contexts of one session. `max_flows` bounds its memory: the flow silent for longest is forgotten.
+
+    A flow whose number of packets was told (EXTENT) is over with its last one, and cannot be named any more; a session
+    does not end before its flows. `extent` is how much the session is to be: packets, nanoseconds, flows; `UNKNOWN`
+    where that is not told. The model is told what is left of either.
+    """
 
     __slots__ = (
-        "flows", "flows_opened", "fragments", "hosts", "hosts4", "hosts6", "hosts_made", "last_gap_ns", "max_flows",
-        "now_ns", "packets", "phases", "senders", "services", "sides", "snaplen", "start_ns", "vocabulary",
+        "extent", "flows", "flows_opened", "fragments", "hosts", "hosts4", "hosts6", "hosts_made", "last_gap_ns",
+        "max_flows", "now_ns", "over", "owed", "packets", "phases", "senders", "services", "sides", "snaplen",
+        "start_ns", "unfinished", "vocabulary",
     )  # fmt: skip
 
     def __init__(self, vocabulary: Vocabulary, max_flows: int = vocab.MAX_FLOWS) -> None:
         self.vocabulary: Vocabulary = vocabulary
         self.max_flows: int = min(max_flows, vocab.MAX_FLOWS)
+        self.extent: tuple[int, int, int] = NO_EXTENT
         self.now_ns: int = 0
         self.start_ns: int = UNKNOWN
         self.last_gap_ns: int = 0
         self.packets: int = 0
         self.flows_opened: int = 0
+        self.unfinished: int = 0  # flows that are to have more packets than they had
+        self.owed: int = 0  # these packets
         self.phases: list[int] = [0, 0, 0, 0]  # how many flows are in each phase
         self.flows: list[Flow] = []
+        self.over: list[Flow] = []  # that had all their packets: their five-tuples are remembered
         self.sides: dict[tuple[bytes, bytes, int, int, int], tuple[Flow, int]] = {}
         self.fragments: dict[tuple[bytes, bytes, int], tuple[Flow, int]] = {}
         self.hosts4: list[Host] = []
@@ -369,6 +409,7 @@ class Context:
         flow = Flow(self.flows_opened, service.version, service.transport, service.protocol, sides)
         self.flows_opened += 1
         flow.ports = [originator_port, service.port]
+        flow.service = self._service_member(service)
         flow.identifier = identifier
         for side in sides:
             pattern = side.host if side.host.known else self.senders[side.direction]
@@ -397,14 +438,45 @@ class Context:
             self.forget(self.flows[-1])
         return flow
 
+    def _service_member(self, service: Service) -> int:
+        if service.transport != TCP and service.transport != UDP:
+            return 0
+        port = service.port
+        member = self.vocabulary.port_index.get(port, -1)
+        if member < 0:
+            member = vocab.SERVICE_PORTS - (1 if port < 1024 else 2 if port < 32_768 else 3)
+        return 1 + member + (vocab.SERVICE_PORTS if service.transport == UDP else 0)
+
+    def expect(self, flow: Flow, packets: int, ending: int = ENDS_ANYHOW) -> None:
+        """A new flow is to have so many packets, at least one, and to end in this way."""
+        flow.extent = packets
+        flow.ending = ending
+        flow.owing = True
+        self.unfinished += 1
+        self.owed += packets
+
     def forget(self, flow: Flow) -> None:
         """Drop a flow; if it speaks again it is a new one."""
-        self.flows.remove(flow)
-        self.phases[flow.phase] -= 1
+        if flow.is_over():
+            self.over.remove(flow)
+        else:
+            self._leave(flow)
         for side in flow.sides:
             entry = self.sides.get(side.key)
             if entry is not None and entry[0] is flow:
                 del self.sides[side.key]
+
+    def _leave(self, flow: Flow) -> None:
+        """A flow cannot be named any more."""
+        self.flows.remove(flow)
+        self.phases[flow.phase] -= 1
+        self._discharge(flow)
+
+    def _discharge(self, flow: Flow) -> None:
+        if flow.owing:
+            flow.owing = False
+            self.unfinished -= 1
+            self.owed -= flow.extent - flow.packets
 
     def touch_flow(self, rank: int) -> None:
         """Make the flow of this rank the most recent one."""
@@ -414,6 +486,25 @@ class Context:
             self.flows.insert(0, flow)
 
     # --- which members are legal ----------------------------------------------------------------------------------
+
+    def who_floor(self) -> int:
+        """The first legal member of WHO: no END while flows are to have more packets, or more flows are to come; no new
+        flow beyond those that were told."""
+        if self.flows_opened < self.extent[2]:
+            return vocab.WHO_NEW
+        if self.unfinished:
+            return vocab.WHO_FLOW if self.extent[2] != UNKNOWN or self.is_spent() else vocab.WHO_NEW
+        return vocab.WHO_END
+
+    def is_complete(self) -> bool:
+        """All flows that were told have had all their packets: nothing can follow but END."""
+        if self.extent[2] == UNKNOWN:
+            return self.is_spent() and not self.unfinished
+        return self.flows_opened >= self.extent[2] and not self.flows
+
+    def is_spent(self) -> bool:
+        """Of a session that was ordered by packets alone, all are had or owed."""
+        return self.extent[0] != UNKNOWN and self.extent[2] == UNKNOWN and self.packets + self.owed >= self.extent[0]
 
     def who_limit(self) -> int:
         """Number of legal members of WHO."""
@@ -437,6 +528,46 @@ class Context:
         if side.state == CLOSED and peer.state == SYN_SENT:
             return vocab.FLAGS_ANSWERING
         return vocab.FLAGS_OTHER
+
+    def shape_classes(self, flow: Flow, side: Side, peer: Side) -> int:
+        """The same, for the next packet of the flow: no FIN while many packets are to come."""
+        count = self.flag_classes(side, peer)
+        if count == vocab.FLAGS_OTHER and flow.extent - flow.packets > vocab.FIN_AHEAD:
+            return vocab.FLAGS_FIN
+        return count
+
+    def drawable_shapes(self, flow: Flow, side: Side, peer: Side) -> tuple[int, int]:
+        """Members of TCP_SHAPE (from, to) that may be drawn, of those that are legal: a drawn connection goes on
+        without SYN and RST, a side that has sent its FIN only acknowledges, and the last packets end it."""
+        legal = 36 * self.shape_classes(flow, side, peer)
+        if flow.ending == ENDS_ANYHOW:
+            return 0, legal
+        if side.state == RESET:
+            return 36 * vocab.FLAGS_RST, 36 * vocab.FLAGS_RST + 72
+        if not flow.is_established():
+            return 0, legal
+        if side.state >= FIN_SENT and (flow.ending == ENDS_CLOSED or peer.state >= FIN_SENT):
+            return 36 * vocab.FLAGS_ACK, 36 * vocab.FLAGS_ACK + 12
+        if flow.phase == SHUT:
+            return 0, legal
+        left = flow.extent - flow.packets
+        if flow.phase == OPENED:
+            if flow.ending == ENDS_RESET:
+                first = vocab.FLAGS_RST if left <= 1 else vocab.FLAGS_ACK
+                return 36 * first, 36 * first + 72
+            return 36 * (vocab.FLAGS_FIN if left <= 3 else vocab.FLAGS_ACK), legal
+        if side.state >= FIN_SENT or (flow.ending != ENDS_CLOSED and flow.overtime < MOST_OVERTIME // 2):
+            return 0, legal
+        return 36 * (vocab.FLAGS_FIN if left <= 2 else vocab.FLAGS_ACK), legal
+
+    def drawable_extents(self, flow: Flow, shortest: int) -> tuple[int, int]:
+        """Members of EXTENT (from, to) that may be drawn: a TCP flow has `shortest` packets at least; one of a session
+        that was ordered by packets alone no more than are left."""
+        floor = vocab.FLOW_EXTENT.find(shortest) if flow.transport == TCP else 0
+        if self.extent[0] == UNKNOWN or self.extent[2] != UNKNOWN:
+            return floor, vocab.EXTENT_UNTOLD
+        left = max(1, self.extent[0] - self.packets - self.owed)
+        return floor, max(floor, vocab.FLOW_EXTENT.find(left)) + 1
 
     def acked_limit(self, peer: Side) -> int:
         return max(1, min(vocab.MAX_ADVANCE, len(peer.ends) - 1))
@@ -559,6 +690,8 @@ class Context:
             host.pads = headers.trailer_len > 0
         if headers.version != ARP:
             self._update_network(side, headers)
+        shut = flow.phase == SHUT
+        closed = side.state >= FIN_SENT
         if flow.transport == TCP:
             self._update_tcp(side, peer, headers)
             self.phases[flow.phase] -= 1
@@ -570,6 +703,7 @@ class Context:
         elif flow.transport == ICMP and (headers.icmp_type, headers.icmp_code) in ECHOES:
             side.echo_sequence = headers.rest & 0xFFFF
         side.shown_length = length
+        side.bytes += length
         if length:
             if headers.transport != OPAQUE or flow.transport == OPAQUE:
                 side.last_length = length
@@ -583,6 +717,36 @@ class Context:
         side.last_headers = headers
         flow.packets += 1
         flow.last_direction = side.direction
+        if flow.owing:
+            self.owed -= 1
+            if flow.phase == SHUT and not shut:
+                self._conclude(flow, closed)
+        if flow.packets == flow.extent and not self._prolong(flow):
+            self._leave(flow)
+            self.over.insert(0, flow)
+            if len(self.over) > self.max_flows:
+                self.forget(self.over[-1])
+
+    def _conclude(self, flow: Flow, closed: bool) -> None:
+        """A flow was closed by both sides, or reset; `closed`: by a side that had sent its FIN. A recording's session
+        may end then. A drawn flow gets its last ACK, or what the peer of one that had closed still has to say."""
+        if flow.ending == ENDS_ANYHOW:
+            self._discharge(flow)
+            return
+        extent = flow.packets + 1
+        if RESET in (flow.sides[0].state, flow.sides[1].state):
+            extent = min(flow.extent, flow.packets + BEHIND_RST) if closed else flow.packets
+        self.owed += extent - flow.extent
+        flow.extent = extent
+
+    def _prolong(self, flow: Flow) -> bool:
+        """An open flow whose packets are spent is given one more to be closed in. False in a recording."""
+        if flow.ending == ENDS_ANYHOW or not flow.is_open() or flow.overtime == MOST_OVERTIME:
+            return False
+        flow.overtime += 1
+        flow.extent += 1
+        self.owed += 1
+        return True
 
     def _update_network(self, side: Side, headers: Headers) -> None:
         host = side.host
@@ -728,16 +892,19 @@ class Context:
         flows = _log2(self.flows_opened, 15) * 16
         last = _log2(self.last_gap_ns >> 10, 31)
         others = [_NO_FLOW, _NO_FLOW, _NO_FLOW]
+        others_left = 0
         count = 0
         for recent in self.flows[:4]:
             if recent is not flow and count < 3:
                 others[count] = _flow_state(recent, recent.last_direction)
+                others_left += _left_class(recent) << 2 * count
                 count += 1
         opened = _log2(self.phases[OPENED], 7) * 8 + _log2(self.phases[HALF_CLOSED], 7)
         if flow is None:
             return [base[1] + _NO_FLOW, base[2], base[3], base[4], base[5] + 31, base[6] + 31,
                     base[7] + progress, base[8] + flows, base[9] + others[0], base[10] + last,
-                    base[11] + others[1], base[12] + others[2], base[13] + opened]  # fmt: skip
+                    base[11] + others[1], base[12] + others[2], base[13] + opened,
+                    *self._left(None, others_left), base[20], base[21]]  # fmt: skip
         side = flow.sides[direction]
         peer = flow.sides[1 - direction]
         own_gap = _log2((self.now_ns - side.last_ns) >> 10, 30) if side.spoke else 31
@@ -759,7 +926,36 @@ class Context:
             base[11] + others[1],
             base[12] + others[2],
             base[13] + opened,
+            *self._left(flow, others_left),
+            base[20] + flow.service,
+            base[21] + _log2(side.bytes >> 6, 15) * 16 + _log2(peer.bytes >> 6, 15),
         ]
+
+    def _left(self, flow: Flow | None, others_left: int) -> list[int]:
+        """What is left of the session, of the flow, and of all flows. A session that is overdue is not told so: none
+        in training was."""
+        base = self.vocabulary.left_base
+        packets, duration_ns, flows = self.extent
+        unfinished = _log2(self.unfinished, 15) * 16 + _log2(self.owed, 15)
+        rows = [base[0], base[1], base[2], base[3], base[4] + unfinished, base[5] + others_left]
+        if flow is not None and flow.extent != UNKNOWN:
+            rows[3] += 1 + vocab.FLOW_EXTENT.find(max(0, flow.extent - flow.packets))
+        if packets != UNKNOWN:
+            asked = flow is not None and flow.packets == 0 and flow.extent == UNKNOWN  # how many packets it is to have
+            rows[0] += vocab.left_row(0, packets - self.packets - (self.owed if asked else 0))
+        if duration_ns != UNKNOWN:
+            left_ns = duration_ns - min(self.now_ns - self.start_ns, LONGEST_NS)
+            rows[1] += vocab.left_row(1, left_ns // vocab.MILLISECOND)
+        if flows != UNKNOWN:
+            rows[2] += vocab.left_row(2, flows - self.flows_opened)
+        return rows
+
+
+def _left_class(flow: Flow) -> int:
+    if flow.extent == UNKNOWN:
+        return 0
+    left = flow.extent - flow.packets
+    return 1 if left <= 0 else 2 if left <= 3 else 3
 
 
 def _phase(flow: Flow) -> int:
@@ -796,7 +992,7 @@ def _flow_state(flow: Flow, direction: int) -> int:
     side = flow.sides[direction]
     peer = flow.sides[1 - direction]
     if flow.transport == TCP:
-        return side.state * 6 + peer.state
+        return side.state * vocab.TCP_STATES + peer.state
     code = 36 + _TRANSPORT_CODE[flow.transport] * 4 if flow.version != ARP else 48
     return code + (2 if side.spoke else 0) + (1 if peer.spoke else 0)
 

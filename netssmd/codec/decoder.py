@@ -155,7 +155,8 @@ class Decoder:
         "_id_mode", "_ip_flags", "_kind", "_length", "_limited", "_made_up", "_network", "_new", "_nobody_yet",
         "_options", "_originator", "_phase", "_port", "_port_member", "_protocol", "_rank_high", "_responder",
         "_sequence", "_service", "_shape", "_stack", "_stage", "_todo", "_transport", "_version", "_window",
-        "clamped", "context", "ended", "features", "hi", "lo", "mtu", "source", "vocabulary",
+        "clamped", "context", "ended", "features", "hi", "lo", "may_reset", "mtu", "reset_share", "shortest",
+        "source", "untold", "vocabulary",
     )  # fmt: skip
 
     def __init__(
@@ -165,14 +166,27 @@ class Decoder:
         start_ns: int = 0,
         mtu: int = 0,
         max_flows: int = v.MAX_FLOWS,
+        extent: tuple[int, int, int] = cx.NO_EXTENT,
+        reset_share: float = cx.UNKNOWN,
+        may_reset: bool = True,
+        shortest: int = 0,
+        untold: bool = False,
     ) -> None:
-        """`mtu` bounds the packets made of fresh identities; 0: what length fields can say, for recordings."""
+        """`mtu` bounds the packets made of fresh identities; 0: what length fields can say, for recordings. `extent`:
+        see `Context`. `reset_share`: of the TCP flows that are drawn, those that are reset before a side has closed;
+        `UNKNOWN`: flows end as it comes. `may_reset`: half-closed ones may be reset, too. `shortest`:
+        packets that a TCP flow has at least. `untold`: flows do not tell how many packets they will have."""
         self.vocabulary: Vocabulary = vocabulary
         self.source: IdentitySource = source
         self.context: Context = Context(vocabulary, max_flows)
         self.context.now_ns = start_ns
         self.context.start_ns = start_ns
+        self.context.extent = extent
         self.mtu: int = mtu
+        self.reset_share: float = reset_share
+        self.may_reset: bool = may_reset
+        self.shortest: int = shortest
+        self.untold: bool = untold
         self.ended: bool = False
         self.clamped: int = 0
         self.lo: int = 0
@@ -223,6 +237,11 @@ class Decoder:
         return self._field
 
     @property
+    def base(self) -> int:
+        """The field's first token."""
+        return self._base
+
+    @property
     def flow(self) -> Flow | None:
         """Whose packet is under way, once it is known."""
         return self._flow
@@ -244,7 +263,12 @@ class Decoder:
     @property
     def empty(self) -> bool:
         """The TCP segment under way carries no payload."""
-        return self._shape // 12 % 3 == v.LENGTH_ZERO
+        length_class = self._shape // 12 % 3
+        if length_class != v.LENGTH_TOLD:
+            return length_class == v.LENGTH_ZERO
+        flow = self._flow
+        assert flow is not None
+        return not self._some_length(flow.sides[self._direction])
 
     def sequence_of(self, member: int) -> int:
         """Where a segment starts of which SEQUENCE says `member`; `UNKNOWN` for an origin of its own."""
@@ -303,9 +327,11 @@ class Decoder:
         vocabulary = self.vocabulary
         context = self.context
         entry = vocabulary.fields[field]
+        floor = 0
         count = entry.size - entry.tail
         if field == v.WHO:
-            count = context.who_limit()
+            floor = context.who_floor()
+            count = v.WHO_NEW if context.is_complete() else context.who_limit()
         elif field == v.SERVICE:
             count = v.SERVICE_LIKE + 3 * len(context.services)
         elif field == v.HOST:
@@ -314,10 +340,15 @@ class Decoder:
             count = context.rank_high_limit()
         elif field == v.RANK_LOW:
             count = context.rank_low_limit(self._rank_high)
+        elif field == v.EXTENT:
+            assert self._flow is not None
+            floor, count = context.drawable_extents(self._flow, self.shortest)
+            if self.untold:
+                floor, count = v.EXTENT_UNTOLD, v.EXTENT_UNTOLD + 1
         elif self._flow is not None:
             side = self._flow.sides[self._direction]
             if field == v.TCP_SHAPE:
-                count = 36 * context.flag_classes(side, self._flow.sides[1 - self._direction])
+                floor, count = context.drawable_shapes(self._flow, side, self._flow.sides[1 - self._direction])
             elif field == v.ACKED:
                 count = context.acked_limit(self._flow.sides[1 - self._direction])
             elif field == v.SEQUENCE:
@@ -326,7 +357,7 @@ class Decoder:
                 count = 12 if side.fragment_left > 0 else 8
         self._field = field
         self._base = entry.lo
-        self.lo = entry.lo
+        self.lo = entry.lo + floor
         self.hi = entry.lo + count
         self.features = vocabulary.feature_rows(field, self._stage)
 
@@ -337,7 +368,10 @@ class Decoder:
             return
         if self._phase == _OPENING:
             if self._flow is None:
-                self._open()
+                flow = self._open()
+                self._stage = self.context.flow_features(flow, 0)
+                self._ask(v.EXTENT)
+                return
             self._shape_wanted()
             return
         if self._phase == _FIELDS and self._kind_wanted():
@@ -384,8 +418,26 @@ class Decoder:
                 self._settle(self._port)
             else:
                 self._port_member = member
+        elif field == v.EXTENT:
+            self._expect(member)
         else:
             self._protocol = v.PROTOCOLS[member]
+
+    def _expect(self, member: int) -> None:
+        """How many packets the new flow is to have."""
+        flow = self._flow
+        assert flow is not None
+        if member != v.EXTENT_UNTOLD:
+            edges = v.FLOW_EXTENT.edges
+            packets = edges[member] + self.source.within(edges[member + 1] - edges[member])
+            self.context.expect(flow, max(1, packets), self._ending(flow))
+
+    def _ending(self, flow: Flow) -> int:
+        if self.reset_share < 0 or flow.transport != TCP:
+            return cx.ENDS_ANYHOW
+        if self.source.within(1 << 16) < self.reset_share * (1 << 16):
+            return cx.ENDS_RESET
+        return cx.ENDS_CLOSED_OR_RESET if self.may_reset else cx.ENDS_CLOSED
 
     def _choose(self, rank: int) -> None:
         flows = self.context.flows
@@ -492,7 +544,7 @@ class Decoder:
             return self.vocabulary.ports[member - v.PORT_KNOWN]
         return self.source.port(member if member < v.PORT_SAME else 0)
 
-    def _open(self) -> None:
+    def _open(self) -> Flow:
         """All that names the new flow is known: open it."""
         context = self.context
         originator = self._originator
@@ -518,9 +570,11 @@ class Decoder:
             originator, responder, self._version, self._transport, self._protocol, self._port, self._port_member
         )
         context.remember_service(service)
-        self._flow = context.open_flow(service, port, identifier)
+        flow = context.open_flow(service, port, identifier)
+        self._flow = flow
         self._direction = 0
         self._new = True
+        return flow
 
     def _unused_port(self, port: int) -> int:
         """The first port from `port` on that makes a TCP flow of which nothing is remembered, live or closed: a SYN of
@@ -1138,7 +1192,7 @@ class Decoder:
                 return b""
         elif icmp_type >= 128:
             return b""
-        for flow in self.context.flows[:64]:
+        for flow in [*self.context.flows[:64], *self.context.over[:16]]:
             if flow.transport != TCP and flow.transport != UDP:
                 continue
             for sender in flow.sides:

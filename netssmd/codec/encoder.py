@@ -7,7 +7,7 @@ the order in which `codec.decoder` asks for them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 from netssmd.codec import context as cx
@@ -44,6 +44,8 @@ class Encoded:
     Attributes:
         tokens: ids. limits: for each, the exclusive end of the members that were legal. stages: for each, the index of
             its feature vector in `features`, a flat list of vectors of `STAGE_FEATURES` embedding rows.
+        progress: for each feature vector, packets so far, nanoseconds since the first, flows so far; flat.
+        flow_packets: packets of each flow, by number.
         identities: numbers and byte strings, as the decoder asks for them. start_ns: time of the first packet.
         packets, escaped: how many were coded, how many of them as an escape.
     """
@@ -53,6 +55,8 @@ class Encoded:
         self.limits: list[int] = []
         self.stages: list[int] = []
         self.features: list[int] = []
+        self.progress: list[int] = []
+        self.flow_packets: list[int] = []
         self.identities: list[Any] = []
         self.start_ns: int = 0
         self.packets: int = 0
@@ -60,11 +64,19 @@ class Encoded:
 
 
 class Encoder:
-    """Encodes one session. Call `packet` for each packet, then `end` if the session came to its own end."""
+    """Encodes one session. Call `packet` for each packet, then `end` if the session came to its own end.
+
+    `extents` are the packets of its flows, if they are known: the `flow_packets` of what was encoded before.
+    """
 
     def __init__(
-        self, vocabulary: Vocabulary, statistics: Statistics | None = None, max_flows: int = v.MAX_FLOWS
+        self,
+        vocabulary: Vocabulary,
+        statistics: Statistics | None = None,
+        max_flows: int = v.MAX_FLOWS,
+        extents: Sequence[int] = (),
     ) -> None:
+        self._extents: list[int] = list(extents)
         self.vocabulary: Vocabulary = vocabulary
         self.context: Context = Context(vocabulary, max_flows)
         self.encoded: Encoded = Encoded()
@@ -111,7 +123,7 @@ class Encoder:
         context.advance(gap)
         self._link(headers, flow, side, peer)
         if flow.transport == TCP:
-            self._tcp(headers, side, peer)
+            self._tcp(headers, flow, side, peer)
         elif flow.transport == UDP:
             self._udp(headers, side)
         elif flow.transport == ICMP:
@@ -125,6 +137,7 @@ class Encoder:
         encoded.identities.append(self._exceptions)
         encoded.identities.extend(self._late)
         context.update(flow, side, peer, headers, frame_len)
+        encoded.flow_packets[flow.number] += 1
 
     def end(self) -> None:
         """The session came to its own end: write the END token."""
@@ -133,10 +146,14 @@ class Encoder:
 
     # --- writing --------------------------------------------------------------------------------------------------
 
-    def _see(self, features: list[int]) -> None:
-        """The tokens that follow are predicted with these context features."""
+    def _see(self, features: list[int], owed: int = 0) -> None:
+        """The tokens that follow are predicted with these context features; `owed`: packets that are not to be counted
+        among those to come."""
         self._stage += 1
         self.encoded.features.extend(features)
+        context = self.context
+        time_ns = max(-cx.LONGEST_NS, min(context.now_ns - context.start_ns, cx.LONGEST_NS))
+        self.encoded.progress.extend((context.packets + owed, time_ns, context.flows_opened))
 
     def _put(self, field: int, member: int) -> None:
         lo = self._lo[field]
@@ -180,10 +197,10 @@ class Encoder:
             entry = context.fragments.get((headers.src, headers.dst, headers.protocol))
             if entry is not None and entry[0].sides[entry[1]].fragment_left > 0:
                 known = context.sides.get(entry[0].sides[entry[1]].key)
-                if known is not None and known[0] is entry[0]:
+                if known is not None and known[0] is entry[0] and not entry[0].is_over():
                     return entry
         entry = context.sides.get(self._key(headers))
-        if entry is None or entry[0].version != headers.version:
+        if entry is None or entry[0].version != headers.version or entry[0].is_over():
             return None
         if headers.transport == TCP:
             side = entry[0].sides[entry[1]]
@@ -271,7 +288,22 @@ class Encoder:
             originator, responder, headers.version, transport, headers.protocol, headers.dport, port_member
         )
         context.remember_service(service)
-        return context.open_flow(service, headers.sport, identifier)
+        flow = context.open_flow(service, headers.sport, identifier)
+        self._see(context.flow_features(flow, 0), context.owed)
+        self._put_extent(flow)
+        return flow
+
+    def _put_extent(self, flow: Flow) -> None:
+        """Tell how many packets a new flow will have, if that is known."""
+        self.encoded.flow_packets.append(0)
+        if flow.number >= len(self._extents):
+            self._put(v.EXTENT, v.EXTENT_UNTOLD)
+            return
+        packets = self._extents[flow.number]
+        member = v.FLOW_EXTENT.find(packets)
+        self._put(v.EXTENT, member)
+        self.encoded.identities.append(packets - v.FLOW_EXTENT.edges[member])
+        self.context.expect(flow, packets)
 
     def _put_host(self, headers: Headers, originator: Host | None) -> Host:
         """Tell a host: the source if `originator` is None, else the destination."""
@@ -317,7 +349,7 @@ class Encoder:
 
     # --- transports -----------------------------------------------------------------------------------------------
 
-    def _tcp(self, headers: Headers, side: Side, peer: Side) -> None:
+    def _tcp(self, headers: Headers, flow: Flow, side: Side, peer: Side) -> None:
         context = self.context
         flags = headers.flags & 0xFF
         syn = flags & SYN != 0
@@ -383,10 +415,13 @@ class Encoder:
         network = self._network_bits(headers, side, zero_id)
         if network:
             deviation |= v.DEVIATES_NETWORK
+        classes = context.shape_classes(flow, side, peer)
         flag_class = _FLAG_CLASS.get(flags, v.FLAGS_OTHER)
+        if classes == v.FLAGS_FIN <= flag_class:
+            flag_class = v.FLAGS_OTHER
         shape = ((flag_class * 3 + length_class) * 3 + ack_class) * 4
         shape += (2 if window_told else 0) + (1 if deviation else 0)
-        self._put_limited(v.TCP_SHAPE, shape, 36 * context.flag_classes(side, peer))
+        self._put_limited(v.TCP_SHAPE, shape, 36 * classes)
         if flag_class == v.FLAGS_OTHER:
             self._put(v.FLAGS, flags)
         if length_class == v.LENGTH_TOLD:

@@ -20,14 +20,16 @@ Log bins: 8 an octave, 9 % wide; see `LogBins`.
 from __future__ import annotations
 
 import math
+from array import array
 from bisect import bisect_right
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
 from netssmd.codec.kinds import KINDS
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 
 # Fields, in the order in which a packet's tokens can come. `Vocabulary.fields[WHO]` and so on.
 WHO: Final = 0
@@ -56,12 +58,13 @@ IP_FLAGS: Final = 22
 BYTE: Final = 23
 KIND: Final = 24
 IAT: Final = 25
-FIELD_COUNT: Final = 26
+EXTENT: Final = 26
+FIELD_COUNT: Final = 27
 
 FIELD_NAMES: Final = (
     "who", "rank_high", "rank_low", "service", "host", "port", "protocol", "tcp_shape", "udp_shape", "icmp_shape",
     "opaque_shape", "arp_shape", "flags", "stack", "length", "acked", "window", "deviation", "sequence", "tcp_options",
-    "network", "ip_id", "ip_flags", "byte", "kind", "iat",
+    "network", "ip_id", "ip_flags", "byte", "kind", "iat", "extent",
 )  # fmt: skip
 
 # WHO: who speaks. The member of flow rank r, direction d is WHO_FLOW + 2 r + d; farther flows take two rank tokens.
@@ -99,7 +102,12 @@ PROTOCOL_INDEX: Final = {p: i for i, p in enumerate(PROTOCOLS)}
 FLAG_CLASSES: Final = (0x02, 0xC2, 0x04, 0x14, 0x12, 0x52, 0x10, 0x18, 0x11, 0x19)
 FLAGS_UNANSWERED: Final = 3
 FLAGS_ANSWERING: Final = 6
+FLAGS_RST: Final = 2  # and the next one
+FLAGS_SYN_ACK: Final = 4  # and the next one
+FLAGS_ACK: Final = 6
+FLAGS_FIN: Final = 8
 FLAGS_OTHER: Final = len(FLAG_CLASSES)
+FIN_AHEAD: Final = 32  # packets that a flow may have behind its first FIN; the few that have more spell their flags out
 LENGTH_ZERO: Final = 0
 LENGTH_FULL: Final = 1
 LENGTH_TOLD: Final = 2
@@ -200,9 +208,20 @@ IAT_BINS: Final = LogBins(512, 1 << 44, 8)  # nanoseconds: 0, 1..511, then 512 n
 LENGTH_BINS: Final = LogBins(1, 65536, 8)
 WINDOW_BINS: Final = LogBins(1, 65536, 8)
 
+# EXTENT: how many packets a new flow is to have; tail: not told.
+FLOW_EXTENT: Final = LogBins(1, 1 << 20, 4)
+EXTENT_UNTOLD: Final = FLOW_EXTENT.count
+
+# What is left of a session's extent, for the model to see its end from afar.
+PACKETS_LEFT: Final = LogBins(1, 1 << 20, 4)
+TIME_LEFT: Final = LogBins(1, 1 << 22, 2)  # milliseconds: to an hour
+FLOWS_LEFT: Final = LogBins(1, 1 << 14, 4)
+
 # Tail members of IAT: the clock stepped back, or more than 4.9 hours passed.
 IAT_BACK: Final = IAT_BINS.count
 IAT_FAR: Final = IAT_BINS.count + 1
+
+SERVICE_PORTS: Final = _PORTS + 3
 
 # Context features: what the codec knows and tells the model at every step. Each is a row of the embedding table.
 FEATURES: Final = (
@@ -220,10 +239,30 @@ FEATURES: Final = (
     ("third_flow_state", 64),  # `flow_state` of the third most recent flow
     ("fourth_flow_state", 64),  # and of the fourth
     ("open_flows", 64),  # TCP flows that are open, log2; and half closed, log2
+    ("packets_left", 1 + PACKETS_LEFT.count),  # until the session has its extent, without those that flows owe where a
+    # new flow's are asked for; the first row: not told
+    ("time_left", 1 + TIME_LEFT.count),  # milliseconds, likewise
+    ("flows_left", 1 + FLOWS_LEFT.count),  # flows to come, likewise
+    ("flow_left", 1 + FLOW_EXTENT.count),  # packets of this flow, likewise
+    ("unfinished", 256),  # flows that are to have more packets, log2; these packets, log2
+    ("others_left", 64),  # of the three other most recent flows: not told, nothing, one to three packets, more
+    ("service", 2 * SERVICE_PORTS + 1),  # the responder's port, if it is known, else its class; TCP and UDP apart
+    ("flow_bytes", 256),  # payload sent by the speaker, log2; by its peer, log2
     ("field_state", 64 * FIELD_COUNT),  # `field` and `flow_state` together: what may be said now
 )
 FEATURE_COUNT: Final = len(FEATURES)
+FLOW_STATE: Final = 1  # of TCP: the speaker's state * TCP_STATES + its peer's
+TCP_STATES: Final = 6
+LEFT: Final = 14  # the first of the features that say what is left
+LEFT_BINS: Final = (PACKETS_LEFT, TIME_LEFT, FLOWS_LEFT)
+MILLISECOND: Final = 1_000_000  # ns
 STAGE_FEATURES: Final = FEATURE_COUNT - 2  # all but the first and the last, which change from token to token
+
+
+def left_row(which: int, left: int) -> int:
+    """Which row of a feature says that so much is left, as `LEFT_BINS[which]` counts it. 0: not told, nor is what is
+    overdue."""
+    return 1 + LEFT_BINS[which].find(left) if left >= 0 else 0
 
 
 @dataclass(frozen=True)
@@ -256,7 +295,8 @@ def _log_edges(lo: float, hi: float, per_octave: int) -> tuple[float, ...]:
 
 # Condition columns of a manifest: name, first and last edge, bins an octave.
 CONDITIONS: Final = (("rtt_ms", 1.0, 1024.0, 2), ("rate_mbit", 0.5, 16384.0, 1), ("loss_pct", 0.02, 20.48, 1))
-# The most that one may be: far beyond what the model tells apart, and still a link that could exist.
+PACKETS: Final = "packets"  # beside them: how long a session was ordered to be; 0: the model is not told
+# The most that a condition may be: far beyond what the model tells apart, and still a link that could exist.
 MOST: Final = {"rtt_ms": 60_000.0, "rate_mbit": 1_000_000.0, "loss_pct": 100.0}
 
 
@@ -280,6 +320,32 @@ def condition_rows(conditions: tuple[Condition, ...], values: dict[str, float] |
         else:
             rows.append(condition.row + bisect_right(condition.edges, value))
     return rows
+
+
+class Repertoire:
+    """The tokens that a label ever uses.
+
+    Arguments: size, of the vocabulary. runs: of token ids, from and to (exclusive).
+    """
+
+    def __init__(self, size: int, runs: Iterable[tuple[int, int]]) -> None:
+        factors = array("f", [0.0]) * size
+        for first, end in runs:
+            factors[first:end] = array("f", [1.0]) * (end - first)
+        self._factors: bytes = factors.tobytes()
+        self._known: list[int] = [0]  # how many before each token are used
+        for factor in factors:
+            self._known.append(self._known[-1] + int(factor))
+
+    def knows(self, lo: int, hi: int) -> bool:
+        """Whether any of the tokens ``lo .. hi - 1`` is used."""
+        return self._known[hi] > self._known[lo]
+
+    def mask(self, lo: int, hi: int) -> bytes:
+        """A factor (float32) for each of the tokens ``lo .. hi - 1``, 0 for those that are not used; empty where all or
+        none of them are."""
+        known = self._known[hi] - self._known[lo]
+        return b"" if known == 0 or known == hi - lo else self._factors[4 * lo : 4 * hi]
 
 
 @dataclass(frozen=True)
@@ -351,6 +417,7 @@ class Vocabulary:
             BYTE: (256, 0),
             KIND: (len(KINDS), 0),
             IAT: (IAT_BINS.count + 2, 2),
+            EXTENT: (FLOW_EXTENT.count + 1, 1),
         }
         fields: list[Field] = []
         lo = 0
@@ -372,7 +439,14 @@ class Vocabulary:
             lo += count
         self.rows: int = lo
         self.width: int = 2 + len(self.conditions) + FEATURE_COUNT
+        self.left_base: list[int] = self.feature_base[LEFT : FEATURE_COUNT - 2]  # of all that say what is left
         self.conditioned: bool = True
+        self.repertoires: dict[str, Repertoire] = {}  # by label, where it is known (model/conduct.py)
+
+    def tells_extents(self, label: str) -> bool:
+        """Whether flows of a label ever told how many packets they would have, for all that is known."""
+        repertoire, lo = self.repertoires.get(label), self.fields[EXTENT].lo
+        return repertoire is None or repertoire.knows(lo, lo + EXTENT_UNTOLD)
 
     def begin(self, label: str | None) -> int:
         """The token before a session's first: END, whatever the label."""

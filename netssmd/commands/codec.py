@@ -284,7 +284,7 @@ def open_judge(folder: Path, vocabulary: "Vocabulary", packets: int, asked: bool
 
     from netssmd.codec.vocab import IAT, STAGE_FEATURES
 
-    iat_lo = vocabulary.lo[IAT]
+    iat = vocabulary.fields[IAT]
 
     def judge(encoded: "Encoded", label: str) -> tuple[float, int]:
         row = vocabulary.label_row(label if label in vocabulary.labels else None)
@@ -302,7 +302,7 @@ def open_judge(folder: Path, vocabulary: "Vocabulary", packets: int, asked: bool
             top = legal.max()
             bits += (top + math.log(np.exp(legal - top).sum()) - logits[token]) / math.log(2.0)
             before = token
-            seen += token >= iat_lo
+            seen += iat.lo <= token < iat.lo + iat.size
             if seen == packets:
                 break
         return bits, seen

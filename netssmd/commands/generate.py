@@ -82,6 +82,8 @@ class Finite(click.FloatRange):
 @click.option("--max-packets", type=click.IntRange(1), default=20_000, show_default=True,
               help="Cut sessions that do not end by themselves.")  # fmt: skip
 @click.option("--seed", type=click.IntRange(0), help="Same seed, same bytes. Default: a new one, told on stderr.")
+@click.option("--extent", type=click.IntRange(1, 1 << 32), metavar="PACKETS",
+              help="Told to the model, which ends its sessions after about so many. Default: as learned.")  # fmt: skip
 @click.option("--rtt", type=Finite(0, 60_000), metavar="MS", help="Round-trip time. Default: drawn per session.")
 @click.option("--rate", type=Finite(0, 1_000_000), metavar="MBIT", help="Rate of the access link. Default: drawn.")
 @click.option("--loss", type=Finite(0, 100), metavar="PCT", help="Packet loss. Default: drawn.")
@@ -114,14 +116,16 @@ class Finite(click.FloatRange):
 @click.option("--overwrite", is_flag=True, help="Replace the captures of an older run in a folder.")
 @click.option("-o", "--output", required=True, metavar="FILE.pcap|DIR/", help="One capture, or a folder of captures.")
 def command(
-    labels: tuple[str, ...], sessions: int, packets: int | None, max_packets: int, seed: int | None, rtt: float | None,
-    rate: float | None, loss: float | None, prompt: Path | None, prompt_packets: int, prompt_hosts: str,
+    labels: tuple[str, ...], sessions: int, packets: int | None, max_packets: int, seed: int | None,
+    extent: int | None, rtt: float | None, rate: float | None, loss: float | None, prompt: Path | None,
+    prompt_packets: int, prompt_hosts: str,
     temperature: float | None, start: str, spacing: str, snaplen: int | None, payload: str, mark: str,
     addresses: Path | None, guide: bool, anomalies: tuple[str, ...], model: str, backend: str, threads: int | None,
     pps: float | None, mbps: float | None, multiplier: float | None, topspeed: bool, overwrite: bool, output: str,
     **byte: Any,
 ) -> None:  # fmt: skip
     """Generate sessions once, into a capture file or a folder."""
+    from netssmd.codec.vocab import PACKETS
     from netssmd.engine.mix import CONDITIONS
     from netssmd.units import parse_duration_ns
 
@@ -139,7 +143,8 @@ def command(
         sessions,
         seed,
         plan_for(addresses, seed, mark),
-        {name: CONDITIONS[name][:2] if value is None else (value, value) for name, value in given.items()},
+        {name: CONDITIONS[name][:2] if value is None else (value, value) for name, value in given.items()}
+        | ({} if extent is None else {PACKETS: (float(extent), float(extent))}),
         packets or max_packets,
         asked.tokens or 0,
         asked.temperature(temperature),

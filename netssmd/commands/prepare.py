@@ -31,8 +31,9 @@ SHOWN_PROBLEMS = 20
 @click.option("--workers", type=click.IntRange(min=1), help="Processes (default: one a CPU core).")
 @click.option("--include-escaped", is_flag=True, help="Keep packets that the codec can only spell out byte by byte.")
 @click.option(
-    "--model", type=click.Path(path_type=Path), help="Reuse the vocabulary of this model instead of fitting one."
+    "--model", help="Reuse the vocabulary of this model (or data folder, or 'embedded') instead of fitting one."
 )
+@click.option("--add-labels", is_flag=True, help="With --model: labels that it lacks are added, to fine-tune it.")
 @click.option("--codec", type=click.Choice(["context", "bytes"]), default="context", show_default=True,
               help="bytes: the paper's (docs/byte-codec.md), for which the options below are.")  # fmt: skip
 @click.option("--packet-bytes", type=click.Choice(["94", "106", "128"]), default="94", show_default=True)
@@ -51,7 +52,8 @@ def command(
     manifest: Path | None,
     workers: int | None,
     include_escaped: bool,
-    model: Path | None,
+    model: str | None,
+    add_labels: bool,
     codec: str,
     packet_bytes: str,
     tcp_only: bool,
@@ -70,8 +72,11 @@ def command(
     from netssmd.learn.byte_codec import ByteCodec
     from netssmd.learn.codec import ContextCodec
     from netssmd.learn.prepare import Codec, prepare, vocabulary_of
+    from netssmd.model.checkpoint import folder_of
 
-    vocabulary = None if model is None else vocabulary_of(model)
+    if add_labels and model is None:
+        raise UsageError("--add-labels: to what? Name a model with --model")
+    vocabulary = None if model is None else vocabulary_of(folder_of(model))
     if vocabulary is not None and vocabulary.get("name") != codec:
         name = vocabulary.get("name")
         raise UsageError(f"{model}: its vocabulary is the {name} codec's; say --codec {name}")
@@ -91,6 +96,7 @@ def command(
             workers=workers,
             escapes=include_escaped,
             vocabulary=vocabulary,
+            add_labels=add_labels,
             overwrite=overwrite,
             advance=advance,
         )

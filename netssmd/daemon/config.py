@@ -14,7 +14,7 @@ from typing import Literal
 import msgspec
 
 from netssmd import tomlfile
-from netssmd.codec.vocab import MOST
+from netssmd.codec.vocab import MOST, PACKETS
 from netssmd.daemon.events import EVENTS
 from netssmd.daemon.topics import NAME
 from netssmd.engine.byte_options import PRESETS, Preset
@@ -39,6 +39,7 @@ class Interval(int):
 
 PLAIN = Preset(1.0, 0, 1.0, 1.0)  # the defaults of the keys that say how tokens are drawn
 Condition = float | tuple[float, float] | Literal["unknown"]
+Extent = int | tuple[int, int] | Literal["learned", "unknown"]
 
 
 TAP_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,14}")
@@ -109,6 +110,7 @@ class Traffic(_Section, frozen=True):
     rtt_ms: Condition = (5.0, 120.0)
     rate_mbit: Condition = (18.0, 1000.0)
     loss_pct: Condition = (0.0, 2.0)
+    extent: Extent = "learned"
 
     def __post_init__(self) -> None:
         _at_least("seed", self.seed, 0)
@@ -134,9 +136,17 @@ class Traffic(_Section, frozen=True):
                 if name == "loss_pct" and high > 100:
                     raise ValueError(f"loss_pct is {value}; write percents up to 100")
 
+        if not isinstance(self.extent, str):
+            low, high = self.extent if isinstance(self.extent, tuple) else (self.extent, self.extent)
+            if not 1 <= low <= high <= 1 << 32:
+                raise ValueError("extent is packets, from 1 to 2^32, or a range [low, high] of them")
+
     def conditions(self) -> dict[str, tuple[float, float]]:
-        """Ranges by condition, those that the model is not told left out."""
+        """Ranges by condition, those that the model is not told left out; and of the packets that were ordered."""
         ranges = {}
+        if self.extent != "learned":
+            low, high = self.extent if isinstance(self.extent, tuple) else (self.extent, self.extent)
+            ranges[PACKETS] = (0.0, 0.0) if self.extent == "unknown" else (float(low), float(high))
         for name in ("rtt_ms", "rate_mbit", "loss_pct"):
             value = getattr(self, name)
             if value != "unknown":

@@ -46,6 +46,7 @@ _WINDOW: Final = 4
 _SEQUENCE: Final = 5
 _OPTIONS: Final = 6
 _END: Final = 7
+_NONE: Final = -1
 
 GUARDED: Final = (
     "unexpected_syn", "rst_in_established", "timestamps_disappeared", "sack_without_ok", "gap", "rewind",
@@ -70,7 +71,7 @@ _HANDSHAKE_NS: Final = 1_000_000_000
 _RECENT_FLOWS: Final = 16
 _MOST_ROOM: Final = 1 << 17  # beyond it no token can be too long
 
-_shapes: dict[int, bytes] = {}  # masks of TCP_SHAPE by what is allowed and how many members there are
+_shapes: dict[int, bytes] = {}  # masks of TCP_SHAPE by what is allowed and which members there are
 
 
 class Guide:
@@ -87,10 +88,16 @@ class Guide:
         self.resets: bool = resets
         self.interventions: list[int] = [0] * len(RULES)
         self.removed: list[float] = [0.0] * len(RULES)
-        self._rule: int = 0
+        self._rule: int = _NONE
 
     def mask(self, decoder: Decoder, checker: Checker) -> bytes:
         """Factors (float32) for the tokens ``decoder.lo .. decoder.hi - 1``; empty: nothing is forbidden."""
+        mask = self._mask(decoder, checker)
+        if not mask:
+            self._rule = _NONE
+        return mask
+
+    def _mask(self, decoder: Decoder, checker: Checker) -> bytes:
         field = decoder.field
         if field == v.WHO:
             return self._who(decoder)
@@ -101,7 +108,7 @@ class Guide:
             if field != v.TCP_SHAPE:
                 return b""
             self._rule = _HANDSHAKE
-            return _shape_mask(_SYNS | _DEVIATES, decoder.hi - decoder.lo)
+            return _shape_mask(_SYNS | _DEVIATES, decoder.lo - decoder.base, decoder.hi - decoder.base)
         if field != v.TCP_SHAPE and field != v.LENGTH and not v.DEVIATION <= field <= v.TCP_OPTIONS:
             return b""
         one, other = flow.sides[decoder.direction], flow.sides[1 - decoder.direction]
@@ -122,7 +129,9 @@ class Guide:
         return self._options(decoder, own, peer)
 
     def count(self, removed: float, intervened: bool) -> None:
-        """What the mask given last has done."""
+        """What the mask given last has done, if one was given."""
+        if self._rule == _NONE:
+            return
         self.removed[self._rule] += removed
         if intervened:
             self.interventions[self._rule] += 1
@@ -152,6 +161,8 @@ class Guide:
     def _who(self, decoder: Decoder) -> bytes:
         """No end while a handshake is under way."""
         context = decoder.context
+        if context.who_floor() != v.WHO_END:
+            return b""
         for flow in context.flows[:_RECENT_FLOWS]:
             one, other = flow.sides
             half_open = flow.transport == TCP and one.state == cx.SYN_SENT and other.state == cx.SYN_SENT
@@ -160,9 +171,7 @@ class Guide:
                 return _factors(decoder.hi - decoder.lo, [v.WHO_END])
         return b""
 
-    def _shape(
-        self, decoder: Decoder, flow: c.Flow, own: c.Side, peer: c.Side, one: cx.Side, other: cx.Side
-    ) -> bytes:
+    def _shape(self, decoder: Decoder, flow: c.Flow, own: c.Side, peer: c.Side, one: cx.Side, other: cx.Side) -> bytes:
         allowed = _ALL
         if own.reset:
             self._rule = _RESET
@@ -194,7 +203,7 @@ class Guide:
                 if room < full:
                     self._rule = _WINDOW
                     allowed &= ~_FULL if room >= max(2, one.least) else ~_DATA
-        return _shape_mask(allowed, decoder.hi - decoder.lo)
+        return _shape_mask(allowed, decoder.lo - decoder.base, decoder.hi - decoder.base)
 
     def _length(self, decoder: Decoder, own: c.Side, peer: c.Side, one: cx.Side, other: cx.Side) -> bytes:
         room = _room(own, peer)
@@ -267,14 +276,14 @@ def _factors(count: int, forbidden: list[int]) -> bytes:
     return values.tobytes()
 
 
-def _shape_mask(allowed: int, count: int) -> bytes:
-    """A mask of TCP_SHAPE's first `count` members: ((flag class * 3 + length) * 3 + ack) * 4 + 2 * window + deviates.
-    Only ACKs and FINs may be forbidden to deviate."""
-    key = allowed << 16 | count
+def _shape_mask(allowed: int, first: int, count: int) -> bytes:
+    """A mask of TCP_SHAPE's members ``first .. count - 1``: ((flag class * 3 + length) * 3 + ack) * 4 + 2 * window +
+    deviates. Only ACKs and FINs may be forbidden to deviate."""
+    key = (allowed << 16 | first) << 16 | count
     mask = _shapes.get(key)
     if mask is None:
         forbidden: list[int] = []
-        for member in range(count):
+        for member in range(first, count):
             class_bit = _CLASS_BITS[member // 36]
             length = member // 12 % 3
             fits = allowed & class_bit != 0
@@ -282,7 +291,7 @@ def _shape_mask(allowed: int, count: int) -> bytes:
             if class_bit >= _ACKS and member & 1:
                 fits = fits and allowed & _DEVIATES != 0
             if not fits:
-                forbidden.append(member)
-        mask = _factors(count, forbidden) if len(forbidden) < count else b""
+                forbidden.append(member - first)
+        mask = _factors(count - first, forbidden) if len(forbidden) < count - first else b""
         _shapes[key] = mask
     return mask

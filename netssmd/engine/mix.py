@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 
+from netssmd.codec.context import NO_EXTENT, UNKNOWN
+from netssmd.codec.vocab import FLOWS_LEFT, MILLISECOND, PACKETS, PACKETS_LEFT, TIME_LEFT, LogBins
 from netssmd.engine.sampling import Stream, derive
 from netssmd.engine.session import NO_LIMITS, Limits, SessionInfo
 
@@ -62,11 +64,40 @@ def draw_conditions(ranges: Mapping[str, tuple[float, float]], stream: Stream) -
         low, high = ranges[name]
         if low == high:
             drawn[name] = low
-        elif low > 0 and CONDITIONS.get(name, (0.0, 0.0, False))[2]:
+        elif low > 0 and (name == PACKETS or CONDITIONS.get(name, (0.0, 0.0, False))[2]):
             drawn[name] = round(stream.log_between(low, high), 3)
         else:
             drawn[name] = round(stream.between(low, high), 3)
     return drawn
+
+
+def draw_extent(
+    info: SessionInfo, extents: Mapping[str, Sequence[tuple[int, int, int]]], prompted: int = 0
+) -> tuple[int, int, int]:
+    """How much a session is to be, for `Context.extent`: as many packets as were ordered (0: not told), or else like
+    one of its label's sessions in `extents` (packets, milliseconds, flows) that is longer than the `prompted` packets.
+    Each number is drawn anew within the bin that the model sees, so that none is told exactly."""
+    ordered = info.conditions.get(PACKETS)
+    if ordered is not None:
+        return (round(ordered), UNKNOWN, UNKNOWN) if ordered >= 1 else NO_EXTENT
+    known = [numbers for numbers in extents.get(info.label, ()) if numbers[0] > prompted or numbers[0] == UNKNOWN]
+    if not known:
+        return NO_EXTENT
+    stream = Stream(derive(info.seed, "extent"))
+    packets, milliseconds, flows = known[stream.below(len(known))]
+    packets = _nearby(PACKETS_LEFT, packets, stream)
+    milliseconds = _nearby(TIME_LEFT, milliseconds, stream)
+    flows = _nearby(FLOWS_LEFT, flows, stream)
+    duration_ns = milliseconds * MILLISECOND if milliseconds != UNKNOWN else UNKNOWN
+    return packets, duration_ns, UNKNOWN if prompted else flows
+
+
+def _nearby(bins: LogBins, number: int, stream: Stream) -> int:
+    """A number of the same bin."""
+    if number == UNKNOWN:
+        return UNKNOWN
+    member = bins.find(number)
+    return bins.edges[member] + stream.below(bins.edges[member + 1] - bins.edges[member])
 
 
 class Arrivals:

@@ -7,7 +7,6 @@ engine thread). Unknown labels and fields raise UsageError with near matches.
 from __future__ import annotations
 
 import difflib
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -20,10 +19,11 @@ from netssmd.codec.decoder import Decoder, Recorded
 from netssmd.codec.encoder import Encoder
 from netssmd.codec.kinds import KINDS
 from netssmd.codec.timing import FittedGaps, Gaps, RecordedGaps, SampledGaps
-from netssmd.codec.vocab import Vocabulary
+from netssmd.codec.vocab import PACKETS, Repertoire, Vocabulary
 from netssmd.engine.byte_options import NO_OPTIONS, ByteOptions
 from netssmd.engine.guide import Guide
 from netssmd.engine.identities import FreshIdentities
+from netssmd.engine.mix import draw_extent
 from netssmd.engine.plan import AddressPlan
 from netssmd.engine.repetition import Repetition
 from netssmd.engine.sampling import Stream, derive
@@ -31,7 +31,8 @@ from netssmd.engine.scheduler import Backend
 from netssmd.engine.session import NO_LIMITS, Limits, Session, SessionInfo, Temperatures
 from netssmd.errors import CheckpointError, UsageError
 from netssmd.model.backend import Kind, Sampling, Weights, open_backend
-from netssmd.model.checkpoint import embedded_model_path, load_config_and_codec, model_hash
+from netssmd.model.checkpoint import folder_of, load_config_and_codec, model_hash
+from netssmd.model.conduct import NO_CONDUCT, Conduct, load_conduct
 from netssmd.packet.mark import render_marked
 from netssmd.packet.payload import PayloadWriter
 from netssmd.packet.pcap import Packet
@@ -39,7 +40,6 @@ from netssmd.packet.render import render
 from netssmd.packet.wire import Headers
 
 MAX_FLOWS = 1024  # contexts that a served session keeps; a prompt is encoded under the same cap, so that its ranks hold
-CONDUCT = "conduct.json"  # of a model folder, optional: what its labels do that others do not
 MTU = 1500  # bytes of a fresh packet from its IP header on
 
 
@@ -67,7 +67,7 @@ class OpenModel:
     sampling: Sampling
     weights: Weights = "auto"
     options: ByteOptions = NO_OPTIONS
-    resets: frozenset[str] | None = None  # labels that reset established connections; None: nobody knows
+    conduct: Conduct = NO_CONDUCT
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -120,10 +120,21 @@ class OpenModel:
         source: IdentitySource = fresh
         if prompt is not None and keep_hosts:
             source = Recorded(list(prompt.identities), fresh)
+        extent = draw_extent(info, self.conduct.extents, prompt.packets if prompt else 0)
         fixed = [vocabulary.label_row(info.label), *vocabulary.condition_rows(info.conditions)]
         return Session(
             info,
-            Decoder(vocabulary, source, mtu=MTU, max_flows=MAX_FLOWS),
+            Decoder(
+                vocabulary,
+                source,
+                mtu=MTU,
+                max_flows=MAX_FLOWS,
+                extent=extent,
+                reset_share=self.conduct.reset_share(info.label),
+                may_reset=self.conduct.may_reset(info.label),
+                shortest=self.conduct.shortest.get(info.label, 0),
+                untold=not vocabulary.tells_extents(info.label),
+            ),
             Stream(derive(info.seed, "tokens")),
             fixed,
             vocabulary.end,
@@ -137,7 +148,7 @@ class OpenModel:
 
     def guide(self, label: str) -> Guide:
         """What keeps a session of this label to the rules."""
-        return Guide(self.resets is None or label in self.resets)
+        return Guide(self.conduct.may_reset(label))
 
     def _byte_session(
         self,
@@ -152,6 +163,11 @@ class OpenModel:
         payload: str,
     ) -> Session:
         """A session of the byte codec: addresses of the plan in place of the generated ones, unless they are kept."""
+        if PACKETS in info.conditions:
+            raise UsageError(
+                f"{self.name}: a model of the byte codec is not told how long a session is to be; leave extent out, or "
+                "cut sessions by packets"
+            )
         options = self.options
         stream = Stream(derive(info.seed, "timing"))
         gaps: Gaps = FittedGaps(vocabulary.timing, info.label, stream)
@@ -222,7 +238,7 @@ def open_model(
 ) -> OpenModel:
     """Read a checkpoint's configuration. `name`: "embedded" or a folder. `options`: refused for a model of another
     codec. Raises CheckpointError, UsageError."""
-    folder = Path(embedded_model_path()) if name == "embedded" else Path(name)
+    folder = folder_of(name)
     if not folder.is_dir():
         what = "this installation has no embedded model" if name == "embedded" else "no such folder"
         raise CheckpointError(f"{folder}: {what}; give the folder of a model made by `netssmd train`")
@@ -237,26 +253,14 @@ def open_model(
             f"{name}: a model of the context codec, which has its own timing; timing captures, repetition penalties "
             "(the paper's sampling has one) and raw bytes are for models of the byte codec"
         )
+    sampling, conduct = Sampling(top_k=top_k, top_p=top_p), load_conduct(folder, vocabulary.size)
     if isinstance(vocabulary, ByteVocabulary):
         vocabulary.timing.sampled_ns = options.gaps_ns
-    sampling = Sampling(top_k=top_k, top_p=top_p)
-    return OpenModel(folder, name, model_hash(folder), vocabulary, kind, sampling, weights, options, _resets(folder))
-
-
-def _resets(folder: Path) -> frozenset[str] | None:
-    """Labels of conduct.json's "resets", where a model has that file. Raises CheckpointError for one that is broken."""
-    path = folder / CONDUCT
-    if not path.exists():
-        return None
-    try:
-        labels = json.loads(path.read_text())["resets"]
-        if not all(isinstance(label, str) for label in labels):
-            raise ValueError("resets is no list of labels")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(
-            f'{path}: {error}; it holds {{"resets": [labels that reset established connections]}}, or is not there'
-        ) from None
-    return frozenset(labels)
+    else:
+        vocabulary.repertoires = {label: Repertoire(vocabulary.size, conduct.tokens[label])
+            for label in vocabulary.labels
+            if label in conduct.tokens}
+    return OpenModel(folder, name, model_hash(folder), vocabulary, kind, sampling, weights, options, conduct)
 
 
 def nearest(name: str, known: Sequence[str], what: str) -> str:

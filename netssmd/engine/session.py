@@ -58,9 +58,11 @@ class Decoded(Protocol):
 
 
 class Decoder(Protocol):
-    """Tokens in, packets out; `[lo, hi)` is what may be drawn next and `features` the context's embedding rows for that
-    draw."""
+    """Tokens in, packets out; `[lo, hi)` is what may be drawn next, of a field whose tokens begin at `base`, and
+    `features` the context's embedding rows for that draw."""
 
+    @property
+    def base(self) -> int: ...
     @property
     def lo(self) -> int: ...
     @property
@@ -243,17 +245,22 @@ class Session:
         ranges.append(lo)
         ranges.append(decoder.hi)
         uniforms.append(self.stream.uniform())
-        temperatures.append(self.temperatures.of(lo))
+        temperatures.append(self.temperatures.of(decoder.base))
 
     def factors(self) -> bytes:
         """What changes the logits of the next draw, a float32 factor for each token of [lo, hi) (sampling.adjusted):
-        the repetition penalty's, or the guide's mask; empty for nothing."""
+        the repetition penalty's, or what the guide and the label's repertoire leave; empty for nothing."""
         decoder = self.decoder
         if self.repetition is not None:
             return array("f", self.repetition.factors[decoder.lo : decoder.hi]).tobytes()
-        if self.guide is None or self.checker is None or not isinstance(decoder, ContextDecoder):
+        if not isinstance(decoder, ContextDecoder):
             return b""
-        return self.guide.mask(decoder, self.checker if self.planter is None else self.planter.checker)
+        repertoire = decoder.vocabulary.repertoires.get(self.info.label)
+        said = b"" if repertoire is None else repertoire.mask(decoder.lo, decoder.hi)
+        if self.guide is None or self.checker is None:
+            return said
+        legal = self.guide.mask(decoder, self.checker if self.planter is None else self.planter.checker)
+        return legal or said  # the guide counts what it takes away, and that alone
 
     def ask_ahead(
         self,

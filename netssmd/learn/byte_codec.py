@@ -16,7 +16,7 @@ from netssmd.codec.byte_vocab import ByteVocabulary
 from netssmd.codec.bytes import block, observe_timing
 from netssmd.codec.flows import FlowSplitter, flow_key
 from netssmd.codec.timing import Timing
-from netssmd.errors import CheckpointError
+from netssmd.errors import CheckpointError, UsageError
 from netssmd.learn.phases import cut_phase
 from netssmd.learn.prepare import EncodedFile
 from netssmd.packet.wire import parse
@@ -61,7 +61,12 @@ class ByteCodec:
         except ValueError as error:
             raise CheckpointError(f"vocabulary: {error}; prepare the data again") from None
 
-    def encode(self, packets: Iterable[Any], vocabulary: ByteVocabulary, *, escapes: bool) -> list[EncodedFile]:
+    def with_labels(self, document: dict[str, Any], labels: Sequence[str]) -> dict[str, Any]:
+        raise UsageError("--add-labels: a label of the byte codec is a token, and its model has as many as it has")
+
+    def encode(
+        self, packets: Iterable[Any], vocabulary: ByteVocabulary, *, escapes: bool, whole: bool = True
+    ) -> list[EncodedFile]:
         """Samples; packets that the layout has no place for are left out and counted with the first."""
         left_out = [0]
         if self.single_flow or self.phase:

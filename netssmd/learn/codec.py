@@ -5,15 +5,17 @@ A session's features come out of the encoder once a stage (who speaks, then what
 them, the field that the token belongs to in front.
 """
 
+import zlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from netssmd.codec.encoder import Encoded, Encoder
-from netssmd.codec.vocab import STAGE_FEATURES, Statistics, Vocabulary
+from netssmd.codec.vocab import LEFT, LEFT_BINS, MILLISECOND, STAGE_FEATURES, Statistics, Vocabulary
 from netssmd.errors import CheckpointError
-from netssmd.learn.prepare import Codec, EncodedFile
+from netssmd.learn.prepare import Codec, EncodedFile, Salvage
 
 
 class ContextCodec:
@@ -38,25 +40,37 @@ class ContextCodec:
         except ValueError as error:
             raise CheckpointError(f"vocabulary: {error}; prepare the data again") from None
 
-    def encode(self, packets: Iterable[Any], vocabulary: Vocabulary, *, escapes: bool) -> list[EncodedFile]:
-        """Escaped packets are found by encoding; to leave them out the session is encoded again without them."""
-        kept = list(packets)
-        encoded, escaped = self._encode(kept, vocabulary)
-        left_out = 0 if escapes else len(escaped)
-        if left_out:
-            kept = [packet for at, packet in enumerate(kept) if at not in escaped]
-            encoded, _ = self._encode(kept, vocabulary)
-        return [as_arrays(encoded, vocabulary, len(escaped))]
+    def with_labels(self, document: dict[str, Any], labels: Sequence[str]) -> dict[str, Any]:
+        v = self.load(document)
+        known = (*v.labels, *(label for label in labels if label not in v.labels))
+        return Vocabulary(known, v.stacks, v.lengths, v.windows, v.ports).to_json()
 
-    def _encode(self, packets: Sequence[Any], vocabulary: Vocabulary) -> tuple[Encoded, set[int]]:
-        encoder, escaped = Encoder(vocabulary), set()
+    def encode(
+        self, packets: Iterable[Any], vocabulary: Vocabulary, *, escapes: bool, whole: bool = True
+    ) -> list[EncodedFile]:
+        """Encoded once to find out which packets need the escape, and again without them; and to learn how long its
+        flows are, which is then told. One session in ten is not told: so is one that goes on from a prompt."""
+        kept = list(packets)
+        encoder, escaped = self._encode(kept, vocabulary)
+        if escaped and not escapes:
+            kept = [packet for at, packet in enumerate(kept) if at not in escaped]
+            encoder, _ = self._encode(kept, vocabulary)
+        whole = whole and not (isinstance(packets, Salvage) and packets.damage)
+        if whole and kept and zlib.crc32(kept[0][1]) % 10:
+            encoder, _ = self._encode(kept, vocabulary, encoder.encoded.flow_packets)
+        return [as_arrays(encoder.encoded, vocabulary, len(escaped))]
+
+    def _encode(
+        self, packets: Sequence[Any], vocabulary: Vocabulary, extents: Sequence[int] = ()
+    ) -> tuple[Encoder, set[int]]:
+        encoder, escaped = Encoder(vocabulary, extents=extents), set()
         for at, (ts_ns, data, orig_len) in enumerate(packets):
             before = encoder.encoded.escaped
             encoder.packet(ts_ns, data, orig_len)
             if encoder.encoded.escaped > before:
                 escaped.add(at)
         encoder.end()
-        return encoder.encoded, escaped
+        return encoder, escaped
 
 
 def codec_of(document: dict[str, Any]) -> Codec:
@@ -73,8 +87,20 @@ def as_arrays(encoded: Encoded, vocabulary: Vocabulary, escaped: int) -> Encoded
     tokens = np.array(encoded.tokens, np.uint16)
     stages = np.array(encoded.features, np.uint16).reshape(-1, STAGE_FEATURES)
     field = np.searchsorted(vocabulary.lo, tokens, side="right") - 1
+    stages[:, LEFT - 1 : LEFT - 1 + len(LEFT_BINS)] = what_is_left(encoded, vocabulary)
     told = stages[encoded.stages]
     base = vocabulary.feature_base
     state = base[-1] + 64 * field + told[:, 0] - base[1]
     features = np.concatenate([(base[0] + field)[:, None], told, state[:, None]], axis=1).astype(np.uint16)
     return EncodedFile(tokens, np.array(encoded.limits, np.uint16), features, encoded.packets, escaped)
+
+
+def what_is_left(encoded: Encoded, vocabulary: Vocabulary) -> npt.NDArray[Any]:
+    """Rows of `Context._left` for each stage, now that the session's extent is known: that of its last stage."""
+    progress = np.array(encoded.progress, np.int64).reshape(-1, len(LEFT_BINS))
+    left = np.maximum(progress[-1], 0) - progress
+    left[:, 1] //= MILLISECOND
+    bins = [np.searchsorted(np.array(b.edges[1:-1]), left[:, i], side="right") for i, b in enumerate(LEFT_BINS)]
+    told = np.where(left < 0, 0, 1 + np.stack(bins, axis=1))
+    rows: npt.NDArray[Any] = np.array(vocabulary.left_base[: len(LEFT_BINS)]) + told
+    return rows

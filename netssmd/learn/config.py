@@ -22,7 +22,7 @@ Amount = Annotated[float, Meta(ge=0.0)]
 class ModelSection(Struct, forbid_unknown_fields=True, kw_only=True):
     d_model: Positive = 192
     n_layer: Positive = 6
-    d_state: Positive = 64
+    d_state: Positive = 32
     headdim: Positive = 32
     expand: Positive = 2
     chunk_size: Positive = 64
@@ -34,6 +34,7 @@ class BatchSection(Struct, forbid_unknown_fields=True, kw_only=True):
     balance: Share = 0.5
     drop_label: Share = 0.02
     drop_conditions: Share = 0.1
+    drop_left: Share = 0.2
 
 
 class OptimizerSection(Struct, forbid_unknown_fields=True, kw_only=True):

@@ -72,9 +72,14 @@ class Codec(Protocol):
     def load(self, document: dict[str, Any]) -> Any:
         """The vocabulary that a JSON document describes."""
 
-    def encode(self, packets: Iterable[Any], vocabulary: Any, *, escapes: bool) -> list[EncodedFile]:
+    def with_labels(self, document: dict[str, Any], labels: Sequence[str]) -> dict[str, Any]:
+        """The document of a vocabulary that knows these labels, too. Raises UsageError."""
+
+    def encode(
+        self, packets: Iterable[Any], vocabulary: Any, *, escapes: bool, whole: bool = True
+    ) -> list[EncodedFile]:
         """The tokens of a capture's sessions, END included; with `escapes` false without the packets that need the
-        escape, which are counted."""
+        escape, which are counted. whole: the capture was not cut, so its flows are as long as they are in it."""
 
 
 # ---- which files
@@ -215,7 +220,7 @@ def work_on(source: Source) -> Any:
     try:
         if _vocabulary is None:
             return _work.codec.statistics(packets, source.label)
-        encoded = _work.codec.encode(packets, _vocabulary, escapes=_work.escapes)
+        encoded = _work.codec.encode(packets, _vocabulary, escapes=_work.escapes, whole=not source.capped)
     except (NetssmdError, OSError) as error:
         return reason(error, source.path)
     except Exception as error:
@@ -281,13 +286,15 @@ def prepare(
     workers: int | None = None,
     escapes: bool = False,
     vocabulary: dict[str, Any] | None = None,
+    add_labels: bool = False,
     overwrite: bool = False,
     advance: Advance = lambda phase, done, total: None,
     read: Callable[[Path], Iterable[Any]] = read_packets,
 ) -> Prepared:
     """Make the data folder `target` from the captures under `roots`.
 
-    Arguments: vocabulary: a vocabulary to reuse; one is fitted to the train captures without it. escapes: keep packets
+    Arguments: vocabulary: a vocabulary to reuse; one is fitted to the train captures without it. add_labels: it learns
+    those of the captures that it does not know. escapes: keep packets
     that need the codec's escape. workers: processes; the number of CPUs without it. advance: called as files get done.
     Raises UsageError, OutputError; problems of single files are returned.
     """
@@ -296,6 +303,8 @@ def prepare(
     if not sources:
         raise UsageError(f"{', '.join(map(str, roots))}: no files; give folders that hold captures")
     workers = workers or os.cpu_count() or 1
+    if vocabulary is not None and add_labels:
+        vocabulary = codec.with_labels(vocabulary, sorted({source.label for source in sources}))
     work = Work(codec, vocabulary, escapes, read)
     if vocabulary is None:
         train = [source for source in sources if source.split == "train"]

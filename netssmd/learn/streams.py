@@ -9,7 +9,7 @@ a time.
 Which session comes next is a seeded order in which a session of weight w is drawn w times as often as one of weight 1:
 its k-th visit falls at time (k + u) / w with u uniform in [0, 1), and sessions are taken by time. So each session is
 heard once in every 1/w, in an order that is never the same twice, and all that has to be remembered is how often each
-was visited. Per visit, u also decides whether the label and the conditions are told.
+was visited. Per visit, u also decides whether the label and the conditions are told, and what of the session's extent.
 """
 
 import heapq
@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from netssmd.codec.vocab import LEFT, LEFT_BINS
 from netssmd.learn.dataset import U16, Shard
 
 I32 = npt.NDArray[np.int32]
@@ -55,11 +56,13 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Visit:
-    """One session on its way through a stream, with the label row and condition rows it is told with."""
+    """One session on its way through a stream, with the label row and condition rows it is told with, and which of the
+    features that say what is left of it are not."""
 
     session: int
     label: int
     conditions: tuple[int, ...]
+    untold: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +70,8 @@ class Rows:
     """The embedding rows that are no tokens, as the vocabulary numbers them.
 
     begin: by label row, the token before a session's first: END, or the byte codec's label. told: label and conditions
-    are added to every input.
+    are added to every input. left: for each feature that says what is left of the session, its place among the codec's
+    features and the row that does not tell. end: the token without which a session's extent is not known.
     """
 
     begin: dict[int, int]
@@ -75,6 +79,8 @@ class Rows:
     labels: tuple[int, ...]
     unknown_label: int
     unknown_conditions: tuple[int, ...]
+    left: tuple[tuple[int, int], ...]
+    end: int
 
     @classmethod
     def of(cls, vocabulary: Any) -> "Rows":
@@ -86,6 +92,8 @@ class Rows:
             tuple(rows[:-1]),
             rows[-1],
             tuple(map(int, vocabulary.condition_rows(None))),
+            tuple((LEFT + i, int(row)) for i, row in enumerate(vocabulary.left_base[: len(LEFT_BINS)])),
+            int(vocabulary.end),
         )
 
     @property
@@ -117,25 +125,26 @@ class Order:
         heapq.heapify(self.heap)
 
     def _draw(self, session: int) -> npt.NDArray[np.float64]:
-        return np.random.default_rng((self.seed, session, self.visits[session])).random(3)
+        return np.random.default_rng((self.seed, session, self.visits[session])).random(3 + len(LEFT_BINS))
 
     def _due(self, session: int) -> float:
         return float((self.visits[session] + self._draw(session)[0]) / self.weights[session])
 
-    def next(self) -> tuple[int, float, float]:
-        """The next session and two uniform numbers that belong to this visit."""
+    def next(self) -> tuple[int, list[float]]:
+        """The next session and the uniform numbers that belong to this visit: for the label, the conditions, and each
+        of what is left."""
         session = self.heap[0][1]
-        _, label, conditions = self._draw(session)
+        drawn: list[float] = self._draw(session)[1:].tolist()
         self.visits[session] += 1
         heapq.heapreplace(self.heap, (self._due(session), session))
-        return session, float(label), float(conditions)
+        return session, drawn
 
 
 class Streams:
     """B streams over the training sessions.
 
-    Arguments: drop_label, drop_conditions: share of visits whose label (conditions) is told as unknown. state: of
-    `state()`, to go on exactly where an earlier run stopped.
+    Arguments: drop_label, drop_conditions, drop_left: share of visits whose label (conditions; each of what is left) is
+    told as unknown. state: of `state()`, to go on exactly where an earlier run stopped.
     """
 
     def __init__(
@@ -148,23 +157,24 @@ class Streams:
         alpha: float = 0.0,
         drop_label: float = 0.0,
         drop_conditions: float = 0.0,
+        drop_left: float = 0.0,
         state: dict[str, Any] | None = None,
     ) -> None:
         self.shard, self.rows = shard, rows
-        self.drop_label, self.drop_conditions = drop_label, drop_conditions
+        self.drop_label, self.drop_conditions, self.drop_left = drop_label, drop_conditions, drop_left
         self.order = Order(session_weights(shard, alpha), seed, None if state is None else state["visits"])
         if state is None:
             self.at = [(self._visit(), 0) for _ in range(batch)]
         else:
-            self.at = [(Visit(s, label, tuple(conditions)), position) for s, label, conditions, position in state["at"]]
+            self.at = [(Visit(s, label, tuple(told), tuple(untold)), at) for s, label, told, untold, at in state["at"]]
 
     def state(self) -> dict[str, Any]:
         """The position in the data, as JSON."""
-        at = [[visit.session, visit.label, list(visit.conditions), position] for visit, position in self.at]
+        at = [[v.session, v.label, list(v.conditions), list(v.untold), position] for v, position in self.at]
         return {"visits": list(self.order.visits), "at": at}
 
     def _visit(self) -> Visit:
-        session, label, conditions = self.order.next()
+        session, (label, conditions, *left) = self.order.next()
         record = self.shard.sessions[session]
         return Visit(
             session,
@@ -172,6 +182,7 @@ class Streams:
             self.rows.unknown_conditions
             if conditions < self.drop_conditions
             else tuple(int(row) for row in record["conditions"]),
+            tuple(i for i, number in enumerate(left) if number < self.drop_left),
         )
 
     def next(self, length: int) -> Batch:
@@ -215,6 +226,10 @@ def fill(batch: Batch, b: int, at: int, shard: Shard, rows: Rows, visit: Visit, 
     if rows.told:
         batch.rows[b, here, 1:told] = (visit.label, *visit.conditions)
     batch.rows[b, here, told:] = shard.features[there]
+    complete = shard.tokens[int(record["start"]) + int(record["length"]) - 1] == rows.end
+    for i, (place, untold) in enumerate(rows.left):
+        if not complete or i in visit.untold:
+            batch.rows[b, here, told + place] = untold
     batch.reset[b, at] = position == 0
     batch.label[b, here] = record["label"]
     batch.share[b, here] = record["packets"] / record["length"]

@@ -42,12 +42,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from netssmd.errors import ConfigError, NetssmdError, OutputError, UsageError
+from netssmd.learn.adopt import adopt
+from netssmd.learn.conduct import conduct
 from netssmd.learn.config import TrainConfig, as_dict, check
 from netssmd.learn.dataset import Dataset, Shard, open_dataset
 from netssmd.learn.loss import BITS, Head, Plan, plan, restricted_loss, to_device
 from netssmd.learn.prepare import Codec
 from netssmd.learn.ranks import Ranks, ranks
 from netssmd.learn.streams import Batch, Pass, Rows, Streams, choose_sessions
+from netssmd.model.checkpoint import folder_of
 from netssmd.model.config import ModelConfig
 from netssmd.model.mamba2 import Mamba2LM, State
 
@@ -158,7 +161,7 @@ class Trainer:
         torch.manual_seed(config.seed)
         self.model = Mamba2LM(self.model_config).to(self.device)
         if config.base:
-            begin_from(self.model, Path(config.base), self.model_config)
+            adopt(self.model, self.model_config, vocabulary.to_json(), folder_of(config.base))
         self.average = Mamba2LM(self.model_config).to(self.device).requires_grad_(False)
         self.average.load_state_dict(self.model.state_dict())
         self.optimizer = make_optimizer(self.model, config)
@@ -185,6 +188,7 @@ class Trainer:
             alpha=b.balance,
             drop_label=b.drop_label,
             drop_conditions=b.drop_conditions,
+            drop_left=b.drop_left,
             state=state,
         )
 
@@ -390,22 +394,6 @@ class Trainer:
         self.streams = self._streams(state["streams"])
 
 
-def begin_from(model: Mamba2LM, folder: Path, config: ModelConfig) -> None:
-    """Fine-tuning: the weights of a checkpoint of the same shape and vocabulary. Raises CheckpointError, UsageError."""
-    from netssmd.model.checkpoint import load_config, load_tensors_numpy
-
-    theirs = load_config(folder)
-    for name in ("d_model", "n_layer", "d_state", "d_conv", "expand", "headdim", "ngroups", "vocab_size", "rows"):
-        if getattr(theirs, name) != getattr(config, name):
-            raise UsageError(
-                f"{folder}: its {name} is {getattr(theirs, name)}, but this training's is {getattr(config, name)}; "
-                "the base needs the same shape, and the data the base's vocabulary (`netssmd prepare --model`)"
-            )
-    tensors = load_tensors_numpy(folder, theirs)
-    tensors.pop("lm_head.bias", None)
-    model.load_state_dict({name: torch.from_numpy(tensor.copy()) for name, tensor in tensors.items()})
-
-
 def single_threaded() -> None:
     """For the calling thread: operations of one thread, and no denormals, as which decayed states would linger
     slowly."""
@@ -609,7 +597,8 @@ def export(trainer: Trainer, path: Path, validation: Validation | None) -> None:
     tensors["lm_head.bias"] = never_seen(trainer.dataset.train, config.vocab_size)
     try:
         shutil.rmtree(part, ignore_errors=True)
-        save_checkpoint(part, config, trainer.vocabulary.to_json(), tensors, card(trainer, validation))
+        known = conduct(trainer.dataset.train, trainer.vocabulary) if trainer.rows.left else None
+        save_checkpoint(part, config, trainer.vocabulary.to_json(), tensors, card(trainer, validation), conduct=known)
         shutil.rmtree(path, ignore_errors=True)
         os.rename(part, path)
     except OSError as error:

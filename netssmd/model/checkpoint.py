@@ -29,13 +29,14 @@ import numpy as np
 import numpy.typing as npt
 
 from netssmd.errors import CheckpointError, ConfigError
+from netssmd.model.conduct import CONDUCT
 from netssmd.model.config import ModelConfig
 
 WEIGHTS: Final = "model.safetensors"
 CONFIG: Final = "config.json"
 TOKENIZER: Final = "tokenizer.json"
 CARD: Final = "README.md"
-FILES: Final = (WEIGHTS, CONFIG, TOKENIZER, CARD)
+FILES: Final = (WEIGHTS, CONFIG, TOKENIZER, CARD, CONDUCT)
 
 END_NAME: Final = "<|endoftext|>"
 UNK_NAME: Final = "<|unk|>"
@@ -57,6 +58,11 @@ def embedded_model_path() -> Path:
     return Path(__file__).with_name("embedded")
 
 
+def folder_of(name: str) -> Path:
+    """A model's folder by its path; "embedded" is the one that comes with the package."""
+    return embedded_model_path() if name == "embedded" else Path(name)
+
+
 # ---- writing -------------------------------------------------------------------------------------------------------
 
 
@@ -67,13 +73,15 @@ def save_checkpoint(
     tensors: Mapping[str, Any],
     card: str,
     dtype: Literal["bf16", "fp32"] = "bf16",
+    conduct: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes a model folder. It appears whole: everything is written beside it first and an older folder is replaced by
     a rename.
 
     Arguments: codec, the vocabulary's `to_json`; tensors, anything numpy can view as float32, by the names of
-    `config.tensors()`; card, Markdown. Raises CheckpointError for tensors that do not fit the config, a vocabulary that
-    does not fit it, or a folder that holds something else; OSError for a disk that is full or read-only.
+    `config.tensors()`; card, Markdown; conduct, for model/conduct.py. Raises CheckpointError for tensors that do not
+    fit the config, a vocabulary that does not fit it, or a folder that holds something else; OSError for a disk that is
+    full or read-only.
     """
     folder = Path(folder)
     names = _token_names(codec, folder / CONFIG)
@@ -89,6 +97,8 @@ def save_checkpoint(
         TOKENIZER: _json(_tokenizer_dict(names)),
         CARD: card.encode(),
     }
+    if conduct is not None:
+        contents[CONDUCT] = json.dumps(conduct).encode() + b"\n"
     if folder.exists() and not folder.is_dir():
         raise CheckpointError(f"{folder}: is a file; a model needs a folder")
     foreign = sorted({path.name for path in folder.iterdir()} - set(FILES)) if folder.exists() else []
@@ -259,8 +269,8 @@ def parse_tensors(content: bytes, path: Path, config: ModelConfig) -> dict[str, 
 
 
 def model_hash(folder: str | os.PathLike[str]) -> str:
-    """SHA-256, in hex, of what decides the model's answers: the config and the weights file. The card does not
-    count.
+    """SHA-256, in hex, of what decides the model's answers: the config, the weights and what is known of its labels'
+    conduct. The card does not count.
     """
     folder = Path(folder)
     digest = hashlib.sha256()
@@ -269,6 +279,8 @@ def model_hash(folder: str | os.PathLike[str]) -> str:
     with _opened(folder / WEIGHTS) as file:
         while block := file.read(1 << 20):
             digest.update(block)
+    with contextlib.suppress(FileNotFoundError):
+        digest.update((folder / CONDUCT).read_bytes())
     return digest.hexdigest()
 
 

@@ -115,7 +115,10 @@ class SessionLine(msgspec.Struct, tag="session", tag_field="type", kw_only=True)
     ] = False
     conditions: Annotated[
         dict[str, float],
-        told('`rtt_ms`, `rate_mbit`, `loss_pct` that the model was told; one that is "unknown" is missing'),
+        told(
+            '`rtt_ms`, `rate_mbit`, `loss_pct` that the model was told; one that is "unknown" is missing. `packets`: '
+            "how long the session was ordered to be (`extent`; 0: it was not to be told)"
+        ),
     ]
     seed: Annotated[int, told("of the session's random streams")]
     model_hash: Annotated[str, told("SHA-256 of the model that spoke")]

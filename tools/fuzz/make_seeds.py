@@ -36,6 +36,10 @@ from netssmd.output.ledger import SCHEMA
 from netssmd.packet.pcap import Packet, file_header, record
 from netssmd.packet.render import render
 
+CONDUCT = {
+    "resets": {"chat": 0.03}, "shortest": {"web": 7}, "tokens": {"web": [[0, 5], [9, 31]]},
+    "extents": {"web": [[812, 3051, 24], [None, 9, 2]]},
+}  # fmt: skip
 A, B = made.HOSTS4[:2]
 A6, B6 = made.HOSTS6[:2]
 
@@ -161,6 +165,7 @@ def seeds() -> dict[str, dict[str, bytes]]:
         "weights": {"bf16": _safetensors(arrays, "bf16"), "fp32": _safetensors(arrays, "fp32")},
         "codec": {"empty": dump(EMPTY.to_json())},
         "units": {"size": b"10MB", "rate": b"1.5mbit/s", "time": b"150 ms"},
+        "conduct": {"small": json.dumps(CONDUCT).encode()},
         "manifest": {"small": b"file,label,split,rtt_ms\na.pcap,web,val,3\nb/c.pcap,ssh,,\n"},
     }  # fmt: skip
 

@@ -38,6 +38,7 @@ from netssmd.errors import CaptureError, CheckpointError, ConfigError, LedgerErr
 from netssmd.learn.prepare import read_manifest
 from netssmd.model.checkpoint import _json_object as json_object
 from netssmd.model.checkpoint import check_tokenizer, parse_config, parse_tensors
+from netssmd.model.conduct import CONDUCT, load_conduct
 from netssmd.model.config import ModelConfig
 from netssmd.model.importer import read_config
 from netssmd.output.flow_tables import write_cicflow, write_conn_log, write_csv
@@ -270,6 +271,16 @@ def scratch() -> Path:
     return Path(tempfile.mkdtemp(prefix="netssmd-fuzz-", dir="/dev/shm"))
 
 
+def conduct(data: bytes) -> None:
+    """conduct.json of a model."""
+    path = scratch() / CONDUCT
+    path.write_bytes(data)
+    try:
+        load_conduct(path.parent, EMPTY.size)
+    except CheckpointError as error:
+        one_line(error)
+
+
 def manifest(data: bytes) -> None:
     """manifest.csv of a set of captures."""
     path = scratch() / "manifest.csv"
@@ -366,5 +377,6 @@ TARGETS: dict[str, Target] = {
     "snapshot_session": Target(snapshot_session, 8192, ("\x90", "\xc0", "\xcb", "\xcf"), 0, packed=True),
     "snapshot_file": Target(snapshot_file, 1024, ("\xdd", "\xc0", "\xc6", "\xcf", "\xcb")),
     "units": Target(units, 64, ("kbit", "MiB", "ms", ".", "9")),
+    "conduct": Target(conduct, 1024, (*JSON_WORDS, '"resets"', '"shortest"', '"tokens"', '"extents"'), 0),
     "manifest": Target(manifest, 256, ("file", "label", ",", '"', "\r\n", "../")),
 }

@@ -1,0 +1,74 @@
+"""What conduct.json says of a model's labels (model/conduct.py), read off the training sessions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from netssmd.codec import vocab as v
+from netssmd.codec.context import FIN_ACKED, FIN_SENT, OPEN, SYN_SENT
+from netssmd.codec.vocab import FLOW_STATE, LEFT, LEFT_BINS, TCP_STATES, Vocabulary
+from netssmd.learn.dataset import Shard
+from netssmd.model.conduct import MOST_EXTENTS
+
+SYN_ACKS = (v.FLAGS_SYN_ACK, v.FLAGS_SYN_ACK + 1)
+RARELY = 0.05  # of its connections: a label that resets no more of them is taken for one that does not
+RSTS = (v.FLAGS_RST, v.FLAGS_RST + 1)
+
+
+def conduct(shard: Shard, vocabulary: Vocabulary) -> dict[str, Any]:
+    """Extents are told to the bins that the model sees; those of sessions that were cut are left out."""
+    labels = vocabulary.labels
+    extents: dict[str, list[list[int]]] = {label: [] for label in labels}
+    used = np.zeros((len(labels), vocabulary.size), np.bool_)
+    answered, early, late = np.zeros((3, len(labels)), int)  # connections; reset before and after a side had closed
+    lengths: list[list[int]] = [[] for _ in labels]  # of TCP flows, as bins
+    shape, length = vocabulary.fields[v.TCP_SHAPE], vocabulary.fields[v.EXTENT]
+    for record in shard.sessions:
+        label = int(record["label"])
+        if label < 0:
+            continue
+        begin, end = int(record["start"]), int(record["start"]) + int(record["length"])
+        tokens = shard.tokens[begin:end].astype(int)
+        used[label, tokens] = True
+        states = shard.features[begin:end, FLOW_STATE].astype(int) - vocabulary.feature_base[FLOW_STATE]
+        told = (tokens >= length.lo) & (tokens < length.lo + v.EXTENT_UNTOLD) & (states < TCP_STATES**2)
+        lengths[label] += (tokens[told] - length.lo).tolist()
+        at = np.flatnonzero((tokens >= shape.lo) & (tokens < shape.lo + 36 * v.FLAGS_OTHER))
+        classes = (tokens[at] - shape.lo) // 36
+        answered[label] += np.isin(classes, SYN_ACKS).sum()
+        own, peer = states[at] // TCP_STATES, states[at] % TCP_STATES
+        more, less = np.maximum(own, peer), np.minimum(own, peer)  # which side is farther on
+        rst = np.isin(classes, RSTS) & (more >= OPEN) & (less >= SYN_SENT)
+        early[label] += (rst & (more < FIN_SENT)).sum()
+        late[label] += (rst & (less < FIN_SENT) & np.isin(more, (FIN_SENT, FIN_ACKED))).sum()
+        if tokens[-1] == vocabulary.end:
+            left = shard.features[begin, LEFT : LEFT + len(LEFT_BINS)].astype(int) - vocabulary.left_base[:3] - 1
+            numbers = [bins.edges[max(0, member)] for bins, member in zip(LEFT_BINS, left, strict=True)]
+            if numbers[2]:  # without flows it is no session to be like
+                extents[labels[label]].append(numbers)
+    return {
+        "resets": {
+            label: round(float(early[i] / max(early[i], answered[i])), 4) if early[i] > RARELY * answered[i] else 0.0
+            for i, label in enumerate(labels)
+            if max(early[i], late[i]) > RARELY * answered[i]
+        },
+        "shortest": {label: _shortest(bins) for label, bins in zip(labels, lengths) if bins},
+        "tokens": {label: _runs(row) for label, row in zip(labels, used) if row.any()},
+        "extents": {label: _thinned(sorted(known)) for label, known in extents.items()},
+    }
+
+
+def _thinned(known: list[list[int]]) -> list[list[int]]:
+    return known[:: max(1, -(-len(known) // MOST_EXTENTS))]
+
+
+def _shortest(bins: list[int]) -> int:
+    return v.FLOW_EXTENT.edges[sorted(bins)[len(bins) // 200]]
+
+
+def _runs(row: npt.NDArray[np.bool_]) -> list[list[int]]:
+    edges = np.flatnonzero(np.diff(np.concatenate(([False], row, [False])).astype(np.int8)))
+    return [[int(a), int(b)] for a, b in edges.reshape(-1, 2)]

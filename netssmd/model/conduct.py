@@ -1,0 +1,147 @@
+"""What the labels of a model do, from the `conduct.json` in its folder; training writes it (learn/conduct.py).
+
+    {"resets": {"chat": 0.03},                     labels that reset established TCP connections, with the share that
+                                                    was reset before either side had closed
+     "shortest": {"web": 7},                        packets that all but one in 200 of a label's TCP flows have at least
+     "tokens": {"web": [[0, 5], [9, 31], ...]},    the tokens that a label ever used in training: from, to (exclusive)
+     "extents": {"web": [[812, 3051, 24], ...]}}   sessions of a label in training: packets, milliseconds, flows;
+                                                    null: not to be told
+
+A session to be is given an extent like that of one of its label's sessions (engine/mix.py), and the model hears what is
+left of it (codec/context.py); its flows end as the label's do; what its label never said cannot be drawn. A file that
+lacks a key knows nothing about it: then nothing is forbidden, or told.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from netssmd.codec.context import UNKNOWN
+from netssmd.codec.vocab import LEFT_BINS
+from netssmd.errors import CheckpointError
+
+CONDUCT: Final = "conduct.json"
+MOST_EXTENTS: Final = 256  # of a label
+MOST_ENTRIES: Final = 4096
+MOST_SHORTEST: Final = 1 << 16  # packets
+MOST_BYTES: Final = 16 << 20
+
+Numbers = tuple[int, int, int]  # packets, milliseconds, flows; UNKNOWN: not told
+Run = tuple[int, int]  # token ids: from, to (exclusive)
+
+
+@dataclass(frozen=True, slots=True)
+class Conduct:
+    """All by label. resets: None where nobody knows."""
+
+    resets: Mapping[str, float] | None = None
+    shortest: Mapping[str, int] = field(default_factory=dict)
+    tokens: Mapping[str, Sequence[Run]] = field(default_factory=dict)
+    extents: Mapping[str, Sequence[Numbers]] = field(default_factory=dict)
+
+    def reset_share(self, label: str) -> float:
+        """Of a label's TCP connections, those that are reset before either side has closed; `UNKNOWN`."""
+        return UNKNOWN if self.resets is None else self.resets.get(label, 0.0)
+
+    def may_reset(self, label: str) -> bool:
+        """Whether a label resets established connections, for all that is known."""
+        return self.resets is None or label in self.resets
+
+
+NO_CONDUCT: Final = Conduct()
+
+
+def load_conduct(folder: Path, vocab_size: int) -> Conduct:
+    """What the model in `folder`, of so many tokens, has. Raises CheckpointError for a file that is broken."""
+    path = folder / CONDUCT
+    try:
+        with open(path, "rb") as file:
+            content = file.read(MOST_BYTES + 1)
+    except FileNotFoundError:
+        return NO_CONDUCT
+    except OSError as error:
+        raise CheckpointError(f"{path}: {error.strerror}") from None
+    try:
+        if len(content) > MOST_BYTES:
+            raise ValueError(f"more than {MOST_BYTES:,} bytes")
+        return parse_conduct(json.loads(content), vocab_size)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(
+            f'{path}: {error}; it holds {{"resets": {{label: share of its connections that were reset}}, "shortest": '
+            '{label: packets}, "tokens": '
+            '{label: [[from, to], ...]}, "extents": {label: [[packets, milliseconds, flows], ...]}}, or is not there'
+        ) from None
+
+
+def parse_conduct(document: object, vocab_size: int) -> Conduct:
+    """Raises ValueError."""
+    if not isinstance(document, dict):
+        raise ValueError("it is no table")
+    resets, shortest, tokens, extents = (document.get(key) for key in ("resets", "shortest", "tokens", "extents"))
+    return Conduct(
+        None if resets is None else {label: _share(label, share) for label, share in _table("resets", resets)},
+        {label: _shortest(label, packets) for label, packets in _table("shortest", shortest)},
+        {
+            label: [_run(label, run, vocab_size) for run in _entries("tokens", label, runs)]
+            for label, runs in _table("tokens", tokens)
+        },
+        {
+            label: [_numbers(label, entry) for entry in _entries("extents", label, entries)]
+            for label, entries in _table("extents", extents)
+        },
+    )
+
+
+def _table(key: str, value: object) -> list[tuple[str, object]]:
+    if value is None:
+        return []
+    if not isinstance(value, dict):
+        raise ValueError(f"{key} is no table")
+    return list(value.items())
+
+
+def _entries(key: str, label: str, entries: object) -> list[object]:
+    if not isinstance(entries, list) or len(entries) > MOST_ENTRIES:
+        raise ValueError(f"{key} of {label} are no list of {MOST_ENTRIES} entries at most")
+    return entries
+
+
+def _share(label: str, share: object) -> float:
+    if not isinstance(share, (int, float)) or isinstance(share, bool) or not 0 <= share <= 1:
+        raise ValueError(f"the share of resets of {label} is no number from 0 to 1")
+    return float(share)
+
+
+def _shortest(label: str, packets: object) -> int:
+    if type(packets) is not int or not 1 <= packets <= MOST_SHORTEST:
+        raise ValueError(f"the shortest flow of {label} is no number from 1 to {MOST_SHORTEST}")
+    return packets
+
+
+def _run(label: str, run: object, vocab_size: int) -> Run:
+    if isinstance(run, list) and len(run) == 2 and all(type(token) is int for token in run):
+        first, end = run
+        if 0 <= first < end <= vocab_size:
+            return first, end
+    raise ValueError(f"tokens of {label}: {json.dumps(run)[:40]} is no [from, to] within 0 to {vocab_size}")
+
+
+def _numbers(label: str, entry: object) -> Numbers:
+    if not isinstance(entry, list) or len(entry) != len(LEFT_BINS):
+        raise ValueError(f"an extent of {label} is no list of three numbers")
+    packets, milliseconds, flows = (_number(label, number) for number in entry)
+    if flows == 0:
+        raise ValueError(f"an extent of {label} has no flows")
+    return packets, milliseconds, flows
+
+
+def _number(label: str, number: object) -> int:
+    if number is None:
+        return UNKNOWN
+    if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number < 1 << 40:
+        raise ValueError(f"an extent of {label} holds something else than numbers")
+    return number

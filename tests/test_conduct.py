@@ -1,0 +1,111 @@
+"""What training says of its labels' conduct, and that what it says can be read and keeps what is drawn to it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import frames
+import numpy as np
+import pytest
+from tiny_model import tiny_model
+
+from netssmd.codec import vocab as v
+from netssmd.codec.decoder import Decoder
+from netssmd.codec.vocab import Repertoire, Vocabulary
+from netssmd.engine.identities import FreshIdentities
+from netssmd.engine.opening import open_model
+from netssmd.engine.plan import address_plan
+from netssmd.engine.sampling import Stream
+from netssmd.engine.session import SessionInfo
+from netssmd.learn.codec import ContextCodec
+from netssmd.learn.conduct import conduct
+from netssmd.learn.dataset import Shard, session_dtype
+from netssmd.model.conduct import parse_conduct
+
+A4, B4 = frames.HOSTS4[:2]
+T0 = 1_700_000_000_000_000_000
+MADE: Vocabulary = frames.random_tokens().made_up_vocabulary()
+
+
+def connection(port: int, how: str) -> list[bytes]:
+    """A whole one: closed by both sides, or reset; "late" without its handshake."""
+    a, b = (A4, B4), (B4, A4)
+    said = [(a, port, 443, 2, 0, 0), (b, 443, port, 0x12, 0, 1), (a, port, 443, 16, 1, 1)] if how != "late" else []
+    said += [(a, port, 443, 24, 1, 1), (b, 443, port, 16, 1, 2)]
+    if how == "closed":
+        said += [(a, port, 443, 17, 2, 1), (b, 443, port, 17, 1, 3), (a, port, 443, 16, 3, 2)]
+    else:
+        said += [(b, 443, port, 4, 1, 0)]
+    packets = []
+    for hosts, sport, dport, flags, seq, ack in said:
+        segment = frames.tcp(sport, dport, flags, seq, ack, payload=bytes(flags == 24))
+        packets.append(frames.ethernet(*hosts, frames.ipv4(*hosts, 6, segment)))
+    return packets
+
+
+def shard(*sessions: list[bytes]) -> Shard:
+    """Sessions of MADE's first label as training has them."""
+    encoded = []
+    for frames_ in sessions:
+        packets = [(T0 + i * 1_000_000, data, len(data)) for i, data in enumerate(frames_)]
+        encoded += ContextCodec().encode(packets, MADE, escapes=True)
+    records = np.zeros(len(sessions), session_dtype(len(v.CONDITIONS)))
+    start = 0
+    for record, one in zip(records, encoded, strict=True):
+        record["start"], record["length"], record["label"] = start, len(one.tokens), 0
+        start += len(one.tokens)
+    together = [np.concatenate([getattr(one, name) for one in encoded]) for name in ("tokens", "limits", "features")]
+    return Shard(*together, records)
+
+
+def test_it_tells_resets_lengths_tokens_and_extents() -> None:
+    label = MADE.labels[0]
+    sessions = [connection(5000 + i, "reset" if i % 4 == 0 else "closed") for i in range(40)]
+    said = conduct(shard(*sessions), MADE)
+    assert parse_conduct(json.loads(json.dumps(said)), MADE.size).reset_share(label) == 0.25
+    assert said["shortest"][label] in (5, 6)  # six packets, by their bin
+    assert len(said["extents"][label]) == 40 and {flows for _, _, flows in said["extents"][label]} == {1}
+    used = {token for first, end in said["tokens"][label] for token in range(first, end)}
+    assert used == set(shard(*sessions).tokens.tolist())
+
+
+def test_what_it_says_of_captures_that_begin_in_the_middle_can_be_read() -> None:
+    said = conduct(shard(*[connection(5000 + i, "late" if i else "closed") for i in range(10)]), MADE)
+    assert parse_conduct(said, MADE.size).reset_share(MADE.labels[0]) == 1.0
+
+
+def test_a_repertoire_masks_what_a_label_never_says() -> None:
+    repertoire = Repertoire(10, [(0, 2), (5, 6)])
+    assert np.frombuffer(repertoire.mask(1, 6), np.float32).tolist() == [1, 0, 0, 0, 1]
+    assert repertoire.mask(0, 2) == repertoire.mask(2, 5) == b""  # all of them, none of them
+    assert repertoire.knows(4, 6) and not repertoire.knows(6, 10)
+
+
+def test_a_label_that_never_told_extents_is_not_asked_for_them(tmp_path: Path) -> None:
+    folder = tiny_model(tmp_path / "tiny")
+    vocabulary = open_model(str(folder)).vocabulary
+    assert isinstance(vocabulary, Vocabulary)
+    told = vocabulary.fields[v.EXTENT].lo
+    runs = {"web": [[0, told], [told + v.EXTENT_UNTOLD, vocabulary.size]], "dns": [[0, vocabulary.size]]}
+    (folder / "conduct.json").write_text(json.dumps({"tokens": runs}))
+    model = open_model(str(folder))
+    for label, untold in (("web", True), ("dns", False)):
+        decoder = model.session(SessionInfo(0, label, {}, 1, 0), address_plan()).decoder
+        assert isinstance(decoder, Decoder) and decoder.untold is untold
+
+
+@pytest.mark.parametrize("ordered", [1, 7, 200])
+def test_an_order_by_packets_is_kept_to(ordered: int) -> None:
+    """Whatever is drawn: no flow is opened beyond it, and it ends with its last flow."""
+    for seed in range(10):
+        stream, identities = Stream(seed), FreshIdentities(address_plan(), seed, Stream(seed))
+        decoder = Decoder(MADE, identities, mtu=1500, extent=(ordered, -1, -1), reset_share=0.0)
+        packets = 0
+        while not decoder.ended:
+            token = decoder.lo + stream.below(decoder.hi - decoder.lo)
+            if decoder.field == v.WHO and decoder.lo == decoder.base and packets < ordered:
+                token = decoder.lo + min(v.WHO_NEW, decoder.hi - decoder.lo - 1)  # not yet
+            packets += decoder.feed(token) is not None
+        flows = len({id(flow) for flow, _ in decoder.context.sides.values()})
+        assert ordered <= packets <= 1.2 * ordered + 20 * (flows + 1)  # the last bin's width, and the overtime of each
