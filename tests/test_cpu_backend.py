@@ -238,6 +238,83 @@ def test_two_threads_on_disjoint_slots() -> None:
     assert backend.save_state(0) == backend.save_state(4) == alone.save_state(0)
 
 
+def large(**kwargs) -> ModelConfig:
+    """Of which every stage is worth sharing."""
+    return small(d_model=256, headdim=64, d_state=64, **kwargs)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("kind", TYPES)
+def test_a_call_that_threads_share_answers_the_same(isa: str, kind: str) -> None:
+    config = large()
+    tensors = lively(config)
+    alone, shared = (CpuBackend(config, tensors, slots=5, weights=kind, isa=isa) for _ in range(2))
+    shared.threads = 3
+    for t in range(40):
+        rows = inputs(config, 5, t)
+        one = step_all(alone, [0], rows[:1])
+        assert (step_all(shared, [0], rows[:1]) == one).all()
+        assert (step_all(shared, [3, 1, 4], rows[2:]) == step_all(alone, [3, 1, 4], rows[2:])).all()
+        if t % 4 == 0:
+            arguments = (
+                np.int32([2, 4]), np.int32([3, 1]), rows[:4], rows[:4, 0], np.tile(np.int32([0, 75]), (4, 1)),
+                np.full(4, 0.5, np.float32), np.full(4, 1, np.float32),
+            )  # fmt: skip
+            for mine, its in zip(alone.verify(*arguments), shared.verify(*arguments), strict=True):
+                assert (mine == its).all()
+    rows = inputs(config, 80)
+    alone.prefill(2, rows)
+    shared.prefill(2, rows)
+    assert all(alone.save_state(slot) == shared.save_state(slot) for slot in range(5))
+    shared.threads = 1
+    assert (step_all(shared, [0], rows[:1]) == step_all(alone, [0], rows[:1])).all()
+
+
+def test_drafts_that_stand_are_taken_by_a_shared_call_too() -> None:
+    config = large(n_layer=1)
+    tensors = lively(config)
+    plain, shared = (CpuBackend(config, tensors, slots=1) for _ in range(2))
+    shared.threads = 2
+    rows, uniforms, ranges = inputs(config, 64), np.full(64, 0.5, np.float32), np.tile(np.int32([0, 75]), (64, 1))
+    ones = np.ones(64, np.float32)
+    drafts = [int(plain.step(ints(0), rows[i : i + 1], ranges[:1], uniforms[:1], ones[:1])[0]) for i in range(64)]
+    for i in range(0, 64, 2):
+        tokens, taken = shared.verify(
+            ints(0), ints(2), rows[i : i + 2], np.int32(drafts[i : i + 2]), ranges[:2], uniforms[:2], ones[:2]
+        )
+        assert taken.tolist() == [2] and tokens.tolist() == drafts[i : i + 2]
+    assert plain.save_state(0) == shared.save_state(0)
+
+
+def test_threads_that_call_by_themselves_share_nothing_and_answer_the_same() -> None:
+    config = large(n_layer=1)
+    tensors = lively(config)
+    backend, alone = CpuBackend(config, tensors, slots=2), CpuBackend(config, tensors, slots=1)
+    backend.threads = 2
+    rows = [inputs(config, 1, seed) for seed in range(300)]
+    expected = [int(step_all(alone, [0], r)[0]) for r in rows]
+    results: dict[int, list[int]] = {}
+
+    def work(slot: int) -> None:
+        results[slot] = [int(step_all(backend, [slot], r)[0]) for r in rows]
+
+    threads = [threading.Thread(target=work, args=(slot,)) for slot in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results == {0: expected, 1: expected}
+
+
+def test_only_large_models_share_their_calls() -> None:
+    backend = CpuBackend(small(), lively(small()))
+    backend.lend(2)
+    assert backend.threads == 1
+    for count in (0, 17):
+        with pytest.raises(ValueError, match=f"threads is {count}; 1 to 16 would be right"):
+            backend.threads = count
+
+
 # ---- snapshots -----------------------------------------------------------------------------------------------------
 
 

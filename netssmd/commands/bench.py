@@ -59,7 +59,14 @@ def lines(result: dict[str, Any]) -> list[str]:
             f"the paper's configuration ({paper['parameters'] / 1e6:.1f} M parameters, "
             f"{paper['tokens_per_packet']} byte tokens a packet):",
             f"  eager torch {paper['eager_tokens_per_second']:.0f} tokens/s, {paper['packets_per_second']:.2f} "
-            f"packets/s; the backend is {paper['ratio_to_eager']:.0f} times as fast",
+            f"packets/s; on all cores {paper['eager_tokens_per_second_all_cores']:.0f} tokens/s",
+        ]
+        text += [
+            f"  {row['weights']}, {row['threads']} thread{'s' * (row['threads'] > 1)}: "
+            f"{row['tokens_per_second']:.0f} tokens/s, "
+            f"{row['tokens_per_second'] / paper['eager_tokens_per_second']:.1f} times the eager loop, "
+            f"{row['roofline_share']:.2f} of one core's roofline"
+            for row in paper["cpu"]
         ]
     text += [
         "",

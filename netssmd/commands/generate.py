@@ -160,8 +160,7 @@ def command(
         asked.speculate,
         asked.open_then(opened, backend),
     )
-    count = min(threads or len(os.sched_getaffinity(0)), job.sessions)
-    outcomes = target.write(job, count)
+    outcomes = target.write(job, threads or len(os.sched_getaffinity(0)))
     _tell(job, outcomes, output, packets is None and asked.tokens is None)
     if job.rate:
         from netssmd.output.rate import actual_lines
@@ -567,6 +566,7 @@ def generate(job: Job, work: Path, threads: int) -> list[Outcome]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     from netssmd.engine.batch import Batch, run_batch
+    from netssmd.model.backend import lend_threads
 
     outcomes: list[Outcome | None] = [None] * job.sessions
     columns = (
@@ -596,6 +596,7 @@ def generate(job: Job, work: Path, threads: int) -> list[Outcome]:
         ) -> Batch:
             own = min(threads, count)
             backend = model.backend(own * min(group, -(-count // own)))
+            lend_threads(backend, threads)
             return Batch(backend, count, session, sink, own, group, job.speculate)
 
         waiting: list[Spool] | None = [] if job.then else None  # sessions that ended, for the next model

@@ -48,6 +48,7 @@ from netssmd.engine.plan import AddressPlan
 from netssmd.engine.scheduler import FOR_EVER, Scheduler
 from netssmd.engine.session import Limits, Session, SessionInfo
 from netssmd.errors import ConfigError, NetssmdError, SnapshotError
+from netssmd.model.backend import lend_threads
 from netssmd.output.file_sink import FileSink
 from netssmd.output.ledger import Ledger, SessionMeta, is_attack
 from netssmd.output.pcap_ring import PcapRing
@@ -135,6 +136,7 @@ class Service:
         self.slots = max(self.slots, len(resumed.sessions) if resumed else 0)
         share = -(-self.slots // self.threads) + 1  # slots of each engine thread
         backend = self.model.backend(share * self.threads)
+        lend_threads(backend, build.thread_count(config.engine.threads))
         self.backend_name = build.backend_name(backend)
         sinks = self._open_sinks()
         clock = build.clock(config, resumed.session_ns if resumed else 0)

@@ -203,6 +203,15 @@ def open_backend(
     return TorchBackend(config, tensors, slots=slots, sampling=sampling)
 
 
+def lend_threads(backend: object, threads: int) -> None:
+    """Lets a call of one engine thread use up to `threads` cores while the others have nothing to do, if the backend
+    can and gains by it."""
+    from netssmd.model.cpu_backend import CpuBackend
+
+    if isinstance(backend, CpuBackend):
+        backend.lend(threads)
+
+
 def _has_cpu() -> bool:
     if importlib.util.find_spec("netssmd.model.cpu_backend") is None:
         return False

@@ -2,8 +2,9 @@
 
 `CpuBackend` hands a checkpoint's tensors to `netssmd.model._cpu` (sources in `netssmd/model/cpu/`), which packs them
 once as fp32, bf16 or int8 and holds the recurrent states of `slots` sessions in one fp32 slab. A call leaves the
-interpreter lock, so one thread per core may step disjoint slots of the same backend at once. A slot's numbers do not
-depend on its batch mates, its thread or its slot number, and prefill is the same as steps, bit for bit.
+interpreter lock, so one thread per core may step disjoint slots of the same backend at once; where a single thread
+does and the model is large, others may share its calls (`lend`). A slot's numbers do not depend on its batch mates,
+its thread or its slot number, and prefill is the same as steps, bit for bit.
 
 The instruction set is the best that the machine has, or `isa`, or the environment's NETSSMD_CPU_ISA: amx, avx512,
 avx2, portable. Results agree between them to rounding, not to the bit: whoever wants the same packets on different
@@ -36,6 +37,8 @@ WEIGHT_TYPES = ("fp32", "bf16", "int8")
 
 # Layers that lie in a core's own cache, in the shared one, in memory: see tools/speculation.py.
 _CALL_ROWS = ((2_000_000, 0.5), (32_000_000, 5.0), (1 << 62, 12.0))
+# Above this, two cores read the layers faster than one; below, waiting for each other costs what the second one brings.
+_SHARED_BYTES = 32_000_000
 
 
 def available_isas() -> list[str]:
@@ -107,6 +110,20 @@ class CpuBackend:
     def call_rows(self) -> float:
         """What a call costs by itself, in further inputs: reading the layers, which is dearer the farther they lie."""
         return next(rows for most, rows in _CALL_ROWS if self.layer_bytes <= most)
+
+    @property
+    def threads(self) -> int:
+        """How many threads may share a call, 1 at first. The answers are the same, bit for bit. Calls are shared while
+        one thread alone makes them: where several do, each has a core already. Not to be set during a call."""
+        return int(self._decoder.threads)
+
+    @threads.setter
+    def threads(self, count: int) -> None:
+        self._decoder.threads = count
+
+    def lend(self, threads: int) -> None:
+        """Lets up to `threads` threads, at most 16, share a call if the model is one for which that is faster."""
+        self.threads = min(threads, 16) if self.layer_bytes > _SHARED_BYTES else 1
 
     @property
     def isa(self) -> str:

@@ -12,6 +12,7 @@
 #include <cstring>
 #include <limits>
 #include <numeric>
+#include <optional>
 #include <stdexcept>
 #include <utility>
 
@@ -20,6 +21,7 @@ namespace {
 
 constexpr size_t kHuge = size_t(2) << 20;
 constexpr size_t kWeightBlock = size_t(32) << 20;  // not resident until touched
+constexpr size_t kPiece = size_t(48) << 10;        // bytes that are worth another thread's while: some 3 us
 
 template <class... Parts>
 [[noreturn]] void refuse(const Parts&... parts) {
@@ -51,6 +53,9 @@ const Kernels* kernels_of(const std::string& name) {
     if (name == "portable") return portable_kernels();
     return nullptr;
 }
+
+// In how many pieces a stage over so many bytes is shared, at most `most`.
+int pieces_of(size_t bytes, int most) { return int(std::clamp<size_t>(bytes / kPiece, 1, size_t(most))); }
 
 // Where the real rows of a padded section lie: -1 is padding.
 std::vector<int> identity_map(int size, int padded) {
@@ -110,8 +115,9 @@ struct Decoder::Scratch {
     Activations narrow, wide;  // d_model and inner columns
     std::vector<int> order, which;
     std::vector<Run> runs;
-    Block ahead;  // what `verify` keeps, and behind it room for one head's state; none before it is called
+    Block ahead;  // what `verify` keeps, and behind it room for one head's state, a thread; none before it is called
     size_t row_stride;
+    Team* team = nullptr;  // in this call
 
     Scratch(const Decoder& d) {
         const Mixer& m = d.layers_[0].mixer;
@@ -144,36 +150,61 @@ struct Decoder::Scratch {
     }
 };
 
-// Working room and processor modes, held for one call; calls on several threads each take their own.
-class Decoder::Lease {
+// Processor modes of a thread while it computes.
+class Decoder::Modes {
 public:
-    explicit Lease(const Decoder& d) : decoder_(d) {
-        std::lock_guard lock(d.scratch_lock_);
-        if (!d.scratch_.empty()) {
-            scratch_ = std::move(d.scratch_.back());
-            d.scratch_.pop_back();
-        }
-        if (!scratch_) scratch_ = std::make_unique<Scratch>(d);
-        d.kernels_->begin();
+    explicit Modes(const Kernels& kernels) : kernels_(kernels) {
+        kernels_.begin();
 #if defined(__x86_64__)
         control_ = _mm_getcsr();
         _mm_setcsr(control_ | 0x8040);  // denormals are zero: a state that fades away must not slow the machine down
 #endif
     }
-    ~Lease() {
+    ~Modes() {
 #if defined(__x86_64__)
         _mm_setcsr(control_);
 #endif
-        decoder_.kernels_->end();
+        kernels_.end();
+    }
+
+private:
+    const Kernels& kernels_;
+    unsigned control_ = 0;
+};
+
+// Working room, processor modes and helpers, held for one call; calls on several threads each take their own, and none has helpers then.
+class Decoder::Lease {
+public:
+    explicit Lease(const Decoder& d) : decoder_(d), modes_(*d.kernels_) {
+        bool shared;
+        {
+            std::lock_guard lock(d.scratch_lock_);
+            if (!d.scratch_.empty()) {
+                scratch_ = std::move(d.scratch_.back());
+                d.scratch_.pop_back();
+            }
+            const auto caller = std::this_thread::get_id();
+            if (std::exchange(d.last_caller_, caller) != caller) d.calls_alone_ = 0;
+            shared = d.team_ && d.calls_now_ == 0 && d.calls_alone_ >= kAlone;
+            d.calls_alone_ = std::min(d.calls_alone_ + 1, kAlone);
+            ++d.calls_now_;
+        }
+        if (!scratch_) scratch_ = std::make_unique<Scratch>(d);
+        scratch_->team = shared ? d.team_.get() : nullptr;
+        if (shared) d.team_->enter();
+    }
+    ~Lease() {
+        if (scratch_->team) scratch_->team->leave();
         std::lock_guard lock(decoder_.scratch_lock_);
         decoder_.scratch_.push_back(std::move(scratch_));
+        --decoder_.calls_now_;
     }
     Scratch& operator*() const { return *scratch_; }
 
 private:
     const Decoder& decoder_;
+    Modes modes_;
     std::unique_ptr<Scratch> scratch_;
-    unsigned control_ = 0;
 };
 
 // Holds slots for one call: a slot named twice, or in a call of another thread, is refused.
@@ -373,6 +404,17 @@ Decoder::Decoder(const Config& config, TensorSource& tensors, Dtype dtype, int s
 
 Decoder::~Decoder() = default;
 
+void Decoder::set_threads(int threads) {
+    if (threads < 1 || threads > kMostThreads) refuse("threads is ", threads, "; 1 to ", kMostThreads, " would be right");
+    std::lock_guard lock(scratch_lock_);
+    if (calls_now_) refuse("threads can't be changed during a call");
+    team_.reset();
+    threads_ = threads;
+    if (threads == 1) return;
+    static thread_local std::optional<Modes> modes;
+    team_ = std::make_unique<Team>(threads - 1, [this] { modes.emplace(*kernels_); }, [] { modes.reset(); });
+}
+
 size_t Decoder::state_bytes() const { return slot_floats_ * 4; }
 
 // A slot: layer after layer, each the convolution window and then the SSM state, both whole multiples of 64 bytes.
@@ -441,25 +483,65 @@ float* Decoder::kept_rows(Scratch& s, int layer, int row) const {
     return s.ahead.as<float>() + (size_t(layer) * kBatch + row) * layers_[0].mixer.kept();
 }
 
+float* Decoder::room(Scratch& s, int thread) const {
+    const Mixer& m = layers_[0].mixer;
+    return kept_rows(s, config_.n_layer, 0) + size_t(thread) * m.state * m.lanes;
+}
+
+// Convolution, state update, gate and norm of layer i.
+void Decoder::recurrent(Scratch& s, const Layer& layer, int i, std::span<const Run> runs, bool ahead) const {
+    const Kernels& k = *kernels_;
+    const Mixer& m = layer.mixer;
+    auto kept = [&](const Run& run, int thread) { return ahead && run.tokens > 1 ? Ahead{kept_rows(s, i, run.first), room(s, thread)} : Ahead{}; };
+    auto rows = [&](const Run& run) { return s.rows + run.first * s.row_stride; };
+    auto of_heads = [&](float* numbers, const Run& run) { return numbers + size_t(run.first) * m.dt_width(); };
+    auto convolve = [&](const Run& run) {
+        k.convolve(m, conv_state(run.slot, i), rows(run), s.row_stride, run.tokens, of_heads(s.dt, run), of_heads(s.decay, run), kept(run, 0));
+    };
+    auto scan = [&](const Run& run, int thread, int first, int last) {
+        k.scan(m, ssm_state(run.slot, i), rows(run), s.row_stride, run.tokens, of_heads(s.dt, run), of_heads(s.decay, run), kept(run, thread), first, last);
+    };
+    auto gate = [&](const Run& run) { k.gate(m, rows(run), s.row_stride, run.tokens, s.mixed + size_t(run.first) * m.inner); };
+    const int parts = s.team ? pieces_of(ssm_floats_ * 4, m.heads) : 1;
+    if (!s.team || (runs.size() == 1 && parts == 1)) {
+        for (const Run& run : runs) {
+            convolve(run);
+            scan(run, 0, 0, m.heads);
+            gate(run);
+        }
+        return;
+    }
+    const int n = int(runs.size());
+    s.team->share(n, [&](int r, int) { convolve(runs[r]); });
+    s.team->share(n * parts, [&](int piece, int thread) {
+        const int part = piece % parts;
+        scan(runs[piece / parts], thread, m.heads * part / parts, m.heads * (part + 1) / parts);
+    });
+    s.team->share(n, [&](int r, int) { gate(runs[r]); });
+}
+
 // s.residual [n] through all layers. ahead: runs advance their state by their first input only and keep what `absorb` takes of the others.
 void Decoder::layers(Scratch& s, std::span<const Run> runs, int n, bool ahead) const {
     const Kernels& k = *kernels_;
+    auto product = [&](const Matrix& w, const Activations& x, float* out, size_t stride, bool add) {
+        const int fours = (w.panels + 3) / 4, pieces = s.team ? pieces_of(w.panel_bytes() * w.panels, fours) : 1;
+        if (pieces == 1) return k.gemm(w, x, n, 0, w.panels, out, stride, add);
+        s.team->share(pieces, [&](int piece, int) {
+            const int first = fours * piece / pieces * 4, last = std::min(w.panels, fours * (piece + 1) / pieces * 4);
+            k.gemm(w, x, n, first, last, out + size_t(first) * kLanes, stride, add);
+        });
+    };
     for (int i = 0; i < config_.n_layer; ++i) {
         const Layer& layer = layers_[i];
-        const Mixer& m = layer.mixer;
+        const int inner = layer.mixer.inner;
         for (int r = 0; r < n; ++r) {
             k.rms_norm(s.residual + size_t(r) * d_padded_, layer.norm, s.normed, config_.d_model, d_padded_, config_.norm_eps);
             k.pack(dtype_, s.normed, d_padded_, s.narrow, r);
         }
-        k.gemm(layer.in_proj, s.narrow, n, 0, layer.in_proj.panels, s.rows, s.row_stride, false);
-        for (const Run& run : runs) {
-            Ahead kept{};
-            if (ahead && run.tokens > 1) kept = {kept_rows(s, i, run.first), kept_rows(s, config_.n_layer, 0)};
-            k.mix(m, conv_state(run.slot, i), ssm_state(run.slot, i), s.rows + run.first * s.row_stride, s.row_stride, run.tokens, s.dt, s.decay,
-                  s.mixed + size_t(run.first) * m.inner, kept);
-        }
-        for (int r = 0; r < n; ++r) k.pack(dtype_, s.mixed + size_t(r) * m.inner, m.inner, s.wide, r);
-        k.gemm(layer.out_proj, s.wide, n, 0, layer.out_proj.panels, s.residual, d_padded_, true);
+        product(layer.in_proj, s.narrow, s.rows, s.row_stride, false);
+        recurrent(s, layer, i, runs, ahead);
+        for (int r = 0; r < n; ++r) k.pack(dtype_, s.mixed + size_t(r) * inner, inner, s.wide, r);
+        product(layer.out_proj, s.wide, s.residual, d_padded_, true);
     }
 }
 
@@ -557,7 +639,7 @@ void Decoder::verify(std::span<const int32_t> slots, const int32_t* counts, cons
     Lease scratch(*this);
     Scratch& s = *scratch;
     const Mixer& mixer = layers_[0].mixer;
-    if (!s.ahead.bytes()) s.ahead = Block((size_t(config_.n_layer) * kBatch * mixer.kept() + size_t(mixer.state) * mixer.lanes) * 4);
+    if (!s.ahead.bytes()) s.ahead = Block((size_t(config_.n_layer) * kBatch * mixer.kept() + size_t(kMostThreads) * mixer.state * mixer.lanes) * 4);
     int from = 0;
     for (size_t slot = 0; slot < slots.size();) {
         int m = 0;

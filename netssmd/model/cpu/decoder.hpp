@@ -14,9 +14,11 @@
 #include <mutex>
 #include <span>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "kernels.hpp"
+#include "team.hpp"
 
 namespace netssmd {
 
@@ -68,6 +70,7 @@ public:
     virtual bool has(const std::string& name) const = 0;
 };
 
+constexpr int kAlone = 16;  // see Decoder::set_threads
 constexpr int kBatch = 64;  // rows that go through the layers together; more are cut into such batches
 
 class Decoder {
@@ -80,6 +83,10 @@ public:
     const char* isa() const { return kernels_->name; }
     size_t layer_bytes() const { return layer_bytes_; }  // read by every step
     size_t state_bytes() const;
+    // How many threads may share one call, 1 at first; what they answer is the same to the last bit. A call is shared when the kAlone ones
+    // before it came from the same thread: where several threads step slots, each has a core already. Not during a call.
+    void set_threads(int threads);
+    int threads() const { return threads_; }
 
     void reset(int slot);
     // rows: [n][width]; ranges: [n][2]; out: [n]. Returns the positions in the call whose state is no longer finite (their out is -1).
@@ -112,6 +119,7 @@ private:
     struct Scratch;
     class Lease;
     class Busy;
+    class Modes;
 
     Matrix make_matrix(const float* from, int columns, const std::vector<int>& row_map, const std::vector<int>& column_map);
     void* make_room(size_t bytes);
@@ -122,7 +130,9 @@ private:
     void embed(Scratch& s, const int32_t* rows, int n, int width) const;
     void check_draws(int n, const int32_t* ranges, const float* uniforms, const float* temperatures, const Factors& factors) const;
     void layers(Scratch& s, std::span<const Run> runs, int n, bool ahead = false) const;
+    void recurrent(Scratch& s, const Layer& layer, int i, std::span<const Run> runs, bool ahead) const;
     float* kept_rows(Scratch& s, int layer, int row) const;
+    float* room(Scratch& s, int thread) const;
     float final_norm(Scratch& s, int row, float* out) const;
     void head(Scratch& s, const int32_t* ranges, const float* uniforms, const float* temperatures, const int* which, int n, int32_t* out, Factors factors) const;
 
@@ -146,6 +156,11 @@ private:
     std::unique_ptr<std::atomic<bool>[]> busy_;
     mutable std::mutex scratch_lock_;
     mutable std::vector<std::unique_ptr<Scratch>> scratch_;
+    int threads_ = 1;
+    std::unique_ptr<Team> team_;
+    mutable std::thread::id last_caller_;  // these three under scratch_lock_
+    mutable int calls_alone_ = 0;          // of last_caller_, one after the other
+    mutable int calls_now_ = 0;
 };
 
 std::vector<std::string> available_isas();

@@ -79,9 +79,14 @@ struct Kernels {
     void (*pack)(Dtype dtype, const float* x, int used, const Activations& to, int row);
     // out[row * stride + 16 * (panel - first)] (+)= W x for rows 0..n-1 and panels first..last-1.
     void (*gemm)(const Matrix& w, const Activations& x, int n, int first, int last, float* out, size_t stride, bool add);
-    // Convolution, state update, gate and norm for `tokens` consecutive tokens of one slot. rows: [tokens][stride], overwritten; out: [tokens][inner].
-    void (*mix)(const Mixer& m, float* conv, float* ssm, float* rows, size_t stride, int tokens, float* dt, float* decay, float* out, Ahead ahead);
-    // Advances the state by `tokens` more, the first of those that `mix` kept: to the last bit as if it had not been ahead.
+    // The recurrent part of a layer for `tokens` consecutive tokens of one slot, in three. rows: [tokens][stride], overwritten; dt, decay: [tokens][dt_width].
+    // Convolution; dt and decay of every head.
+    void (*convolve)(const Mixer& m, float* conv, float* rows, size_t stride, int tokens, float* dt, float* decay, Ahead ahead);
+    // State update of heads first..last-1, which no other heads have a part in.
+    void (*scan)(const Mixer& m, float* ssm, float* rows, size_t stride, int tokens, const float* dt, const float* decay, Ahead ahead, int first, int last);
+    // Gate and norm. out: [tokens][inner].
+    void (*gate)(const Mixer& m, const float* rows, size_t stride, int tokens, float* out);
+    // Advances the state by `tokens` more, the first of those that were kept: to the last bit as if it had not been ahead.
     void (*absorb)(const Mixer& m, float* conv, float* ssm, const float* kept, int tokens);
     // sum[i] += row[i]
     void (*add_row)(float* sum, const void* row, Dtype dtype, int padded);

@@ -513,7 +513,7 @@ void gemm(const Matrix& w, const Activations& x, int n, int first, int last, flo
 
 // silu(bias + sum over taps), the window moved on by one per token. TAPS = 0: any number, up to 16. kept: see Ahead.
 template <int TAPS>
-INLINE void convolve(const Mixer& m, float* conv, float* x, size_t stride, int tokens, float* kept) {
+INLINE void convolve_taps(const Mixer& m, float* conv, float* x, size_t stride, int tokens, float* kept) {
     const int taps = TAPS ? TAPS : m.taps, channels = m.channels();
     for (int c = 0; c < channels; c += kLanes) {
         F16 window[TAPS ? TAPS : 16], weight[TAPS ? TAPS : 16];
@@ -580,10 +580,11 @@ INLINE void decay_and_add(float* state, const float* B, const float* x, int n, f
 }
 
 template <int GROUP>
-INLINE void scan(const Mixer& m, float* ssm, float* x, size_t stride, int tokens, const float* dt, const float* decay, float* room) {
+INLINE void scan_heads(const Mixer& m, float* ssm, float* x, size_t stride, int tokens, const float* dt, const float* decay, float* room, int first,
+                       int last) {
     const int width = m.dt_width(), per_head = m.groups_of_lanes, heads_per_group = m.heads / m.ngroups;
     const size_t piece = size_t(m.state) * GROUP * kLanes;
-    for (int h = 0; h < m.heads; ++h) {
+    for (int h = first; h < last; ++h) {
         const size_t b = size_t(m.inner) + size_t(h / heads_per_group) * m.state_padded;
         const size_t c = b + size_t(m.ngroups) * m.state_padded;
         for (int g = 0; g < per_head; ++g) {
@@ -626,11 +627,11 @@ void absorb(const Mixer& m, float* conv, float* ssm, const float* kept, int toke
     else absorb_scan<1>(m, ssm, kept, tokens);
 }
 
-void mix(const Mixer& m, float* conv, float* ssm, float* rows, size_t stride, int tokens, float* dt, float* decay, float* out, Ahead ahead) {
+void convolve(const Mixer& m, float* conv, float* rows, size_t stride, int tokens, float* dt, float* decay, Ahead ahead) {
     float* x = rows + m.inner;
     const int width = m.dt_width();
-    if (m.taps == 4) convolve<4>(m, conv, x, stride, tokens, ahead.kept);
-    else convolve<0>(m, conv, x, stride, tokens, ahead.kept);
+    if (m.taps == 4) convolve_taps<4>(m, conv, x, stride, tokens, ahead.kept);
+    else convolve_taps<0>(m, conv, x, stride, tokens, ahead.kept);
     for (int t = 0; t < tokens; ++t)
         for (int h = 0; h < width; h += kLanes) {
             F16 d = softplus16(load(x + t * stride + m.channels() + h) + load(m.dt_bias + h));
@@ -644,21 +645,27 @@ void mix(const Mixer& m, float* conv, float* ssm, float* rows, size_t stride, in
             memcpy(behind + m.channels(), dt + size_t(t) * width, size_t(width) * sizeof(float));
             memcpy(behind + m.channels() + width, decay + size_t(t) * width, size_t(width) * sizeof(float));
         }
+}
+
+void scan(const Mixer& m, float* ssm, float* rows, size_t stride, int tokens, const float* dt, const float* decay, Ahead ahead, int first, int last) {
     float* room = ahead.kept ? ahead.room : nullptr;
-    if (m.lanes == 32) scan<2>(m, ssm, x, stride, tokens, dt, decay, room);
-    else scan<1>(m, ssm, x, stride, tokens, dt, decay, room);
+    if (m.lanes == 32) scan_heads<2>(m, ssm, rows + m.inner, stride, tokens, dt, decay, room, first, last);
+    else scan_heads<1>(m, ssm, rows + m.inner, stride, tokens, dt, decay, room, first, last);
+}
+
+void gate(const Mixer& m, const float* rows, size_t stride, int tokens, float* out) {
     const int part = m.inner / m.norm_groups;
     for (int t = 0; t < tokens; ++t)
         for (int g = 0; g < m.norm_groups; ++g) {
             const float* z = rows + t * stride + g * part;
-            const float* y = x + t * stride + g * part;
+            const float* y = rows + m.inner + t * stride + g * part;
             float* o = out + size_t(t) * m.inner + g * part;
             for (int i = 0; i < part; i += kLanes) store(o + i, load(y + i) * silu16(load(z + i)));
             rms_norm(o, m.norm + g * part, o, m.norm_width, part, m.eps);
         }
 }
 
-constexpr Kernels table(const char* name) { return {name, rms_norm, pack, gemm, mix, absorb, add_row, softmax, begin, end}; }
+constexpr Kernels table(const char* name) { return {name, rms_norm, pack, gemm, convolve, scan, gate, absorb, add_row, softmax, begin, end}; }
 
 }  // namespace
 }  // namespace netssmd

@@ -78,6 +78,7 @@ NB_MODULE(_cpu, m) {
             "config"_a, "tensors"_a, "weights"_a = "fp32", "slots"_a = 8, "top_k"_a = 0, "top_p"_a = 1.0f, "isa"_a = "auto")
         .def_prop_ro("isa", &Decoder::isa)
         .def_prop_ro("slots", &Decoder::slots)
+        .def_prop_rw("threads", &Decoder::threads, &Decoder::set_threads)
         .def_prop_ro("layer_bytes", &Decoder::layer_bytes)
         .def_prop_ro("state_bytes", &Decoder::state_bytes)
         .def("reset", &Decoder::reset, "slot"_a, nb::call_guard<nb::gil_scoped_release>())
