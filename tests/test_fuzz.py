@@ -89,6 +89,9 @@ LIES = {
     "a request whose id is nested": ("control", b'{"command": "status", "id": ' + b"[" * 990 + b"]" * 990 + b"}"),
     "a snapshot of a billion flows": ("snapshot_session", b"\xdd\x3b\x9a\xca\x00" + b"\xc0" * 100),
     "a snapshot of a session that is nobody": ("snapshot_session", nobody()),
+    "a snapshot that names what has a name of 30,000 letters": (
+        "snapshot_session", targets.snapshot.pack([targets.snapshot.NAMED, "x" * 30_000]),
+    ),
     "a snapshot with half an entry": ("snapshot_session", b"\x92\x02\x01"),
     "a snapshot nested 100,000 deep": ("snapshot_session", b"\x91" * 100_000),
     "a snapshot of 2^31 sessions": (
