@@ -29,13 +29,13 @@ MADE: Vocabulary = frames.random_tokens().made_up_vocabulary()
 
 
 def connection(port: int, how: str) -> list[bytes]:
-    """A whole one: closed by both sides, or reset; "late" without its handshake."""
+    """A whole one: closed by both sides, or reset; "late" without its handshake, "open" without an end."""
     a, b = (A4, B4), (B4, A4)
     said = [(a, port, 443, 2, 0, 0), (b, 443, port, 0x12, 0, 1), (a, port, 443, 16, 1, 1)] if how != "late" else []
     said += [(a, port, 443, 24, 1, 1), (b, 443, port, 16, 1, 2)]
     if how == "closed":
         said += [(a, port, 443, 17, 2, 1), (b, 443, port, 17, 1, 3), (a, port, 443, 16, 3, 2)]
-    else:
+    elif how != "open":
         said += [(b, 443, port, 4, 1, 0)]
     packets = []
     for hosts, sport, dport, flags, seq, ack in said:
@@ -68,6 +68,13 @@ def test_it_tells_resets_lengths_tokens_and_extents() -> None:
     assert len(said["extents"][label]) == 40 and {flows for _, _, flows in said["extents"][label]} == {1}
     used = {token for first, end in said["tokens"][label] for token in range(first, end)}
     assert used == set(shard(*sessions).tokens.tolist())
+
+
+@pytest.mark.parametrize(("ends", "known"), [(9, True), (5, False)])
+def test_labels_whose_connections_are_left_open_are_not_made_to_close_them(ends: int, known: bool) -> None:
+    sessions = [connection(5000 + i, "closed" if i < ends else "open") for i in range(10)]
+    read = parse_conduct(conduct(shard(*sessions), MADE), MADE.size)
+    assert read.reset_share(MADE.labels[0]) == (0.0 if known else -1)
 
 
 def test_what_it_says_of_captures_that_begin_in_the_middle_can_be_read() -> None:

@@ -14,6 +14,8 @@ from netssmd.learn.dataset import Shard
 from netssmd.model.conduct import MOST_EXTENTS
 
 SYN_ACKS = (v.FLAGS_SYN_ACK, v.FLAGS_SYN_ACK + 1)
+ACKS, FINS = (v.FLAGS_ACK, v.FLAGS_ACK + 1), (v.FLAGS_FIN, v.FLAGS_FIN + 1)
+MOSTLY = 0.7  # of its connections: a label that ends no more of them leaves them open, as captures that were cut do
 RARELY = 0.05  # of its connections: a label that resets no more of them is taken for one that does not
 RSTS = (v.FLAGS_RST, v.FLAGS_RST + 1)
 
@@ -24,6 +26,7 @@ def conduct(shard: Shard, vocabulary: Vocabulary) -> dict[str, Any]:
     extents: dict[str, list[list[int]]] = {label: [] for label in labels}
     used = np.zeros((len(labels), vocabulary.size), np.bool_)
     answered, early, late = np.zeros((3, len(labels)), int)  # connections; reset before and after a side had closed
+    established, closed = np.zeros((2, len(labels)), int)  # connections; closed by both sides
     lengths: list[list[int]] = [[] for _ in labels]  # of TCP flows, as bins
     shape, length = vocabulary.fields[v.TCP_SHAPE], vocabulary.fields[v.EXTENT]
     for record in shard.sessions:
@@ -40,6 +43,8 @@ def conduct(shard: Shard, vocabulary: Vocabulary) -> dict[str, Any]:
         classes = (tokens[at] - shape.lo) // 36
         answered[label] += np.isin(classes, SYN_ACKS).sum()
         own, peer = states[at] // TCP_STATES, states[at] % TCP_STATES
+        established[label] += (np.isin(classes, ACKS) & (own == SYN_SENT) & (peer == SYN_SENT)).sum()
+        closed[label] += (np.isin(classes, FINS) & (own < FIN_SENT) & np.isin(peer, (FIN_SENT, FIN_ACKED))).sum()
         more, less = np.maximum(own, peer), np.minimum(own, peer)  # which side is farther on
         rst = np.isin(classes, RSTS) & (more >= OPEN) & (less >= SYN_SENT)
         early[label] += (rst & (more < FIN_SENT)).sum()
@@ -55,6 +60,11 @@ def conduct(shard: Shard, vocabulary: Vocabulary) -> dict[str, Any]:
             for i, label in enumerate(labels)
             if max(early[i], late[i]) > RARELY * answered[i]
         },
+        "open": [
+            label
+            for i, label in enumerate(labels)
+            if established[i] and closed[i] + early[i] + late[i] < MOSTLY * established[i]
+        ],
         "shortest": {label: _shortest(bins) for label, bins in zip(labels, lengths) if bins},
         "tokens": {label: _runs(row) for label, row in zip(labels, used) if row.any()},
         "extents": {label: _thinned(sorted(known)) for label, known in extents.items()},

@@ -2,6 +2,7 @@
 
     {"resets": {"chat": 0.03},                     labels that reset established TCP connections, with the share that
                                                     was reset before either side had closed
+     "open": ["smb"],                              labels whose connections often do not end in their captures
      "shortest": {"web": 7},                        packets that all but one in 200 of a label's TCP flows have at least
      "tokens": {"web": [[0, 5], [9, 31], ...]},    the tokens that a label ever used in training: from, to (exclusive)
      "extents": {"web": [[812, 3051, 24], ...]}}   sessions of a label in training: packets, milliseconds, flows;
@@ -39,13 +40,15 @@ class Conduct:
     """All by label. resets: None where nobody knows."""
 
     resets: Mapping[str, float] | None = None
+    open: frozenset[str] = frozenset()
     shortest: Mapping[str, int] = field(default_factory=dict)
     tokens: Mapping[str, Sequence[Run]] = field(default_factory=dict)
     extents: Mapping[str, Sequence[Numbers]] = field(default_factory=dict)
 
     def reset_share(self, label: str) -> float:
-        """Of a label's TCP connections, those that are reset before either side has closed; `UNKNOWN`."""
-        return UNKNOWN if self.resets is None else self.resets.get(label, 0.0)
+        """Of a label's TCP connections, those that are reset before either side has closed; `UNKNOWN` if they end as it
+        comes."""
+        return UNKNOWN if self.resets is None or label in self.open else self.resets.get(label, 0.0)
 
     def may_reset(self, label: str) -> bool:
         """Whether a label resets established connections, for all that is known."""
@@ -82,8 +85,12 @@ def parse_conduct(document: object, vocab_size: int) -> Conduct:
     if not isinstance(document, dict):
         raise ValueError("it is no table")
     resets, shortest, tokens, extents = (document.get(key) for key in ("resets", "shortest", "tokens", "extents"))
+    left_open = document.get("open", [])
+    if not isinstance(left_open, list) or not all(isinstance(label, str) for label in left_open):
+        raise ValueError("open is no list of labels")
     return Conduct(
         None if resets is None else {label: _share(label, share) for label, share in _table("resets", resets)},
+        frozenset(left_open),
         {label: _shortest(label, packets) for label, packets in _table("shortest", shortest)},
         {
             label: [_run(label, run, vocab_size) for run in _entries("tokens", label, runs)]
