@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import importlib.util
 import json
@@ -14,6 +15,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,6 +28,8 @@ from netssmd.commands.ctl import read
 from netssmd.daemon import control_client
 from netssmd.daemon.control import BY_NAME, COMMANDS, MOST_BYTES, Request, check_arguments, parse_request
 from netssmd.daemon.control_client import Asker
+from netssmd.daemon.control_socket import ControlSocket
+from netssmd.daemon.events import Events
 from netssmd.errors import NetssmdError, UsageError
 
 TOOLS = Path(__file__).parent.parent / "tools"
@@ -311,6 +315,35 @@ def test_ctl_imports_nothing_heavy() -> None:
     code = "import netssmd.commands.ctl, netssmd.daemon.control_client, sys; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not {"numpy", "torch", "scapy", "rich", "prometheus_client", "aiomqtt", "uvloop"} & set(done.stdout.split())
+
+
+def test_the_last_events_reach_who_watches_and_one_who_does_not_read_holds_up_nobody(tmp_path: Path) -> None:
+    """As the daemon ends: what was emitted in its last moment is told before the socket goes."""
+
+    async def scenario() -> list[bytes]:
+        service = SimpleNamespace(events=Events())
+        control_socket = ControlSocket(service, str(tmp_path / "s"))  # type: ignore[arg-type]
+        await control_socket.start()
+        readers = []
+        for _ in range(2):
+            reader, writer = await asyncio.open_unix_connection(str(tmp_path / "s"), limit=1 << 30)
+            writer.write(b'{"command": "watch", "id": 7}\n')
+            assert b'"id":7' in await reader.readline()
+            readers.append((reader, writer))
+        readers[1][1].transport.pause_reading()  # type: ignore[attr-defined]
+        for name in range(900):
+            service.events.emit("slice-closed", capture=f"{name}-{'x' * 4_000}", packets=1, bytes=2)
+        service.events.close()
+        closing = asyncio.ensure_future(control_socket.close())
+        lines = (await readers[0][0].read()).splitlines()
+        await closing
+        for _, writer in readers:
+            writer.close()
+        return lines
+
+    lines = asyncio.run(scenario())
+    assert [json.loads(line)["capture"].partition("-")[0] for line in lines] == [str(name) for name in range(900)]
+    assert not (tmp_path / "s").exists()
 
 
 def test_stop_ends_the_daemon_and_says_so_to_who_watches(tmp_path: Path) -> None:

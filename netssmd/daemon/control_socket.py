@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 CONNECTIONS = 64
 LONGEST_PATH = 107  # bytes, unix(7)
+FAREWELL_SECONDS = 1.0  # for those who watch to read the last events
 
 
 # --- where it lies ---
@@ -106,16 +107,20 @@ class ControlSocket:
         self._inode = self.path.stat().st_ino
         self._server: asyncio.Server | None = None
         self._serving: set[asyncio.Task[None]] = set()
+        self._watched: set[asyncio.Task[None]] = set()  # those of `_serving` that end with the events
 
     async def start(self) -> None:
         """Answer from here on."""
         self._server = await asyncio.start_unix_server(self._accept, sock=self._listener, limit=MOST_BYTES)
 
     async def close(self) -> None:
-        """Answer nobody any more, and remove the path if it is still ours."""
+        """Answer nobody any more, and remove the path if it is still ours. The events are closed already, and who
+        watches is told the last of them."""
         if self._server:
             self._server.close()
         self._listener.close()
+        if self._watched:
+            await asyncio.wait(self._watched, timeout=FAREWELL_SECONDS)
         for task in tuple(self._serving):
             task.cancel()
         await asyncio.gather(*self._serving, return_exceptions=True)
@@ -154,7 +159,13 @@ class ControlSocket:
                 continue
             await _write(writer, await obey(self.service, request))
             if request.command.streams:
-                await self._stream(reader, writer, request.arguments["events"] or [])
+                task = asyncio.current_task()
+                assert task
+                self._watched.add(task)
+                try:
+                    await self._stream(reader, writer, request.arguments["events"] or [])
+                finally:
+                    self._watched.discard(task)
                 return
 
     async def _stream(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, kinds: list[str]) -> None:
