@@ -342,9 +342,10 @@ class Decoder:
             count = context.rank_low_limit(self._rank_high)
         elif field == v.EXTENT:
             assert self._flow is not None
-            floor, count = context.drawable_extents(self._flow, self.shortest)
             if self.untold:
-                floor, count = v.EXTENT_UNTOLD, v.EXTENT_UNTOLD + 1
+                floor, count = v.EXTENT_UNTOLD, entry.size
+            else:
+                floor, count = context.drawable_extents(self._flow, self.shortest)
         elif self._flow is not None:
             side = self._flow.sides[self._direction]
             if field == v.TCP_SHAPE:

@@ -253,7 +253,8 @@ FEATURES: Final = (
 FEATURE_COUNT: Final = len(FEATURES)
 FLOW_STATE: Final = 1  # of TCP: the speaker's state * TCP_STATES + its peer's
 TCP_STATES: Final = 6
-LEFT: Final = 14  # the first of the features that say what is left
+LEFT: Final = 14  # the first of the features that say what is left: `packets_left` to `others_left`
+LEFT_COUNT: Final = 6
 LEFT_BINS: Final = (PACKETS_LEFT, TIME_LEFT, FLOWS_LEFT)
 MILLISECOND: Final = 1_000_000  # ns
 STAGE_FEATURES: Final = FEATURE_COUNT - 2  # all but the first and the last, which change from token to token
@@ -439,7 +440,7 @@ class Vocabulary:
             lo += count
         self.rows: int = lo
         self.width: int = 2 + len(self.conditions) + FEATURE_COUNT
-        self.left_base: list[int] = self.feature_base[LEFT : FEATURE_COUNT - 2]  # of all that say what is left
+        self.left_base: list[int] = self.feature_base[LEFT : LEFT + LEFT_COUNT]
         self.conditioned: bool = True
         self.repertoires: dict[str, Repertoire] = {}  # by label, where it is known (model/conduct.py)
 

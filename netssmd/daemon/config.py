@@ -128,7 +128,7 @@ class Traffic(_Section, frozen=True):
         for name in ("rtt_ms", "rate_mbit", "loss_pct"):
             value = getattr(self, name)
             if value != "unknown":
-                low, high = value if isinstance(value, tuple) else (value, value)
+                low, high = _bounds(value)
                 if not 0 <= low <= high < math.inf:
                     raise ValueError(f"{name} is {value}; write a number, or a range [low, high] with 0 <= low <= high")
                 if high > MOST[name] and name != "loss_pct":
@@ -137,7 +137,7 @@ class Traffic(_Section, frozen=True):
                     raise ValueError(f"loss_pct is {value}; write percents up to 100")
 
         if not isinstance(self.extent, str):
-            low, high = self.extent if isinstance(self.extent, tuple) else (self.extent, self.extent)
+            low, high = _bounds(self.extent)
             if not 1 <= low <= high <= 1 << 32:
                 raise ValueError("extent is packets, from 1 to 2^32, or a range [low, high] of them")
 
@@ -145,13 +145,19 @@ class Traffic(_Section, frozen=True):
         """Ranges by condition, those that the model is not told left out; and of the packets that were ordered."""
         ranges = {}
         if self.extent != "learned":
-            low, high = self.extent if isinstance(self.extent, tuple) else (self.extent, self.extent)
-            ranges[PACKETS] = (0.0, 0.0) if self.extent == "unknown" else (float(low), float(high))
+            low, high = _bounds(0 if self.extent == "unknown" else self.extent)
+            ranges[PACKETS] = float(low), float(high)
         for name in ("rtt_ms", "rate_mbit", "loss_pct"):
             value = getattr(self, name)
             if value != "unknown":
-                ranges[name] = (float(value[0]), float(value[1])) if isinstance(value, tuple) else (float(value),) * 2
+                low, high = _bounds(value)
+                ranges[name] = float(low), float(high)
         return ranges
+
+
+def _bounds(value: float | tuple[float, float]) -> tuple[float, float]:
+    """Of a number or a range: the least and the most."""
+    return value if isinstance(value, tuple) else (value, value)
 
 
 class Bytes(_Section, frozen=True):

@@ -255,12 +255,12 @@ class Session:
             return array("f", self.repetition.factors[decoder.lo : decoder.hi]).tobytes()
         if not isinstance(decoder, ContextDecoder):
             return b""
+        if self.guide is not None and self.checker is not None:
+            legal = self.guide.mask(decoder, self.checker if self.planter is None else self.planter.checker)
+            if legal:
+                return legal  # the guide counts what it takes away, and that alone
         repertoire = decoder.vocabulary.repertoires.get(self.info.label)
-        said = b"" if repertoire is None else repertoire.mask(decoder.lo, decoder.hi)
-        if self.guide is None or self.checker is None:
-            return said
-        legal = self.guide.mask(decoder, self.checker if self.planter is None else self.planter.checker)
-        return legal or said  # the guide counts what it takes away, and that alone
+        return b"" if repertoire is None else repertoire.mask(decoder.lo, decoder.hi)
 
     def ask_ahead(
         self,

@@ -234,7 +234,7 @@ def restore(value: Value, named: Named, layout: Layout | None = None, renames: R
     try:
         return _Making(named, layout, renames).thing(value)
     except (TypeError, ValueError, IndexError, KeyError, AttributeError, RecursionError, OverflowError) as error:
-        raise SnapshotError(f"its content is damaged: {type(error).__name__}: {str(error)[:200]}") from error
+        raise SnapshotError(f"its content is damaged: {type(error).__name__}: {_brief(error)}") from error
 
 
 def restore_session(
@@ -253,7 +253,7 @@ def restore_session(
             type(row) is int and 0 <= row < decoder.vocabulary.rows for row in rows
         )
     except (TypeError, AttributeError) as error:
-        raise SnapshotError(f"a session that cannot go on: {str(error)[:200]}") from error
+        raise SnapshotError(f"a session that cannot go on: {_brief(error)}") from error
     if not fits:
         raise SnapshotError(f"session {session.info.number} asks for rows or tokens that the model does not have")
     return session
@@ -264,7 +264,7 @@ def pack(value: Value) -> bytes:
     try:
         return msgspec.msgpack.encode(value)
     except (OverflowError, TypeError) as error:
-        raise SnapshotError(f"a value that msgpack does not hold: {str(error)[:200]}") from error
+        raise SnapshotError(f"a value that msgpack does not hold: {_brief(error)}") from error
 
 
 def unpack(data: bytes | memoryview) -> Value:
@@ -272,7 +272,12 @@ def unpack(data: bytes | memoryview) -> Value:
     try:
         return msgspec.msgpack.decode(data)
     except (msgspec.DecodeError, RecursionError, ValueError) as error:
-        raise SnapshotError(f"its content is damaged: {str(error)[:200]}") from error
+        raise SnapshotError(f"its content is damaged: {_brief(error)}") from error
+
+
+def _brief(thing: object) -> str:
+    """What a message says of it: a damaged snapshot can hold anything, at any length."""
+    return str(thing)[:200]
 
 
 class _Walk:
@@ -397,7 +402,7 @@ def _fit(name: str, names: list[str]) -> tuple[_Shape, list[str]]:
     """The shape of a class as a snapshot has it. Raises SnapshotError if the running code has other attributes."""
     shape = next((shape for shape in _SHAPES.values() if shape.name == name), None)
     if shape is None:
-        raise SnapshotError(f"it holds objects of class {name[:200]}, which this version does not have")
+        raise SnapshotError(f"it holds objects of class {_brief(name)}, which this version does not have")
     other = set(names) ^ set(shape.attributes)
     if other - shape.since or len(names) != len(set(names)):
         raise SnapshotError(

@@ -50,7 +50,8 @@ def conduct(shard: Shard, vocabulary: Vocabulary) -> dict[str, Any]:
         early[label] += (rst & (more < FIN_SENT)).sum()
         late[label] += (rst & (less < FIN_SENT) & np.isin(more, (FIN_SENT, FIN_ACKED))).sum()
         if tokens[-1] == vocabulary.end:
-            left = shard.features[begin, LEFT : LEFT + len(LEFT_BINS)].astype(int) - vocabulary.left_base[:3] - 1
+            left = shard.features[begin, LEFT:][: len(LEFT_BINS)].astype(int)
+            left -= np.array(vocabulary.left_base[: len(LEFT_BINS)]) + 1
             numbers = [bins.edges[max(0, member)] for bins, member in zip(LEFT_BINS, left, strict=True)]
             if numbers[2]:  # without flows it is no session to be like
                 extents[labels[label]].append(numbers)

@@ -294,8 +294,8 @@ def prepare(
     """Make the data folder `target` from the captures under `roots`.
 
     Arguments: vocabulary: a vocabulary to reuse; one is fitted to the train captures without it. add_labels: it learns
-    those of the captures that it does not know. escapes: keep packets
-    that need the codec's escape. workers: processes; the number of CPUs without it. advance: called as files get done.
+    those of the captures that it does not know. escapes: keep packets that need the codec's escape. workers: processes;
+    the number of CPUs without it. advance: called as files get done.
     Raises UsageError, OutputError; problems of single files are returned.
     """
     check_target(target, overwrite=overwrite)

@@ -74,9 +74,9 @@ def load_conduct(folder: Path, vocab_size: int) -> Conduct:
         return parse_conduct(json.loads(content), vocab_size)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(
-            f'{path}: {error}; it holds {{"resets": {{label: share of its connections that were reset}}, "shortest": '
-            '{label: packets}, "tokens": '
-            '{label: [[from, to], ...]}, "extents": {label: [[packets, milliseconds, flows], ...]}}, or is not there'
+            f'{path}: {error}; it holds {{"resets": {{label: share of its connections that were reset}}, "open": '
+            '[label], "shortest": {label: packets}, "tokens": {label: [[from, to], ...]}, "extents": {label: '
+            "[[packets, milliseconds, flows], ...]}}, or is not there"
         ) from None
 
 
