@@ -47,8 +47,6 @@ READY_NS = 30 * MILLISECOND  # for a live sink: from the making of a packet that
 FLUSH_PACKETS = 64
 FLUSH_NS = 5 * MILLISECOND
 IDLE_SECONDS = 0.005
-AHEAD_PACKETS = 4096  # held at top speed before a lane waits for one that is behind, and for each session so many more:
-AHEAD_SESSION_PACKETS = 64  # a session's quantum alone makes some of them
 
 
 @dataclass(slots=True)
@@ -203,19 +201,19 @@ class EngineLane:
             self.board.asked_live += copy.info.number >= ASKED
 
     def _horizon_ns(self, now_ns: int) -> int:
-        """How far sessions may go. At top speed as far as they like, since the earliest is always next, until many
-        packets wait for a slower lane; then no further than that one is, or lanes would drift apart until the queue is
-        full. Once it is, only those go on that others wait for."""
+        """How far sessions may go. At top speed as far as they like, since the earliest is always next, until half of
+        the queue's packets wait for who is behind. Then a lane goes no further than the others are, and one alone no
+        further than its floor. Once the queue is full, only those go on that others wait for."""
         board = self.board
         full = board.held > board.queue_packets
         if board.clock:
             return min(now_ns if full else now_ns + board.lookahead_ns, board.end_ns)
         if board.enough:
             return -1
-        if full:
-            return min(self._reached_ns, self._others_ns())
-        apart = board.held > AHEAD_PACKETS + AHEAD_SESSION_PACKETS * sum(board.live)
-        return min(self._others_ns(), board.end_ns) if apart else board.end_ns
+        if board.held <= board.queue_packets // 2:
+            return board.end_ns
+        others_ns = self._others_ns()
+        return min(self._reached_ns, others_ns) if full or others_ns == FOR_EVER else min(others_ns, board.end_ns)
 
     def _owes(self, now_ns: int) -> bool:
         """Whether a session here should go on now, whatever else waits: live when its time has come, at top speed when
