@@ -82,11 +82,17 @@ def test_what_it_says_of_captures_that_begin_in_the_middle_can_be_read() -> None
     assert parse_conduct(said, MADE.size).reset_share(MADE.labels[0]) == 1.0
 
 
-def test_a_repertoire_masks_what_a_label_never_says() -> None:
-    repertoire = Repertoire(10, [(0, 2), (5, 6)])
-    assert np.frombuffer(repertoire.mask(1, 6), np.float32).tolist() == [1, 0, 0, 0, 1]
-    assert repertoire.mask(0, 2) == repertoire.mask(2, 5) == b""  # all of them, none of them
-    assert repertoire.knows(4, 6) and not repertoire.knows(6, 10)
+def test_a_repertoire_leaves_what_lies_between_the_first_and_the_last_token_that_a_label_says() -> None:
+    repertoire = Repertoire(10, [(1, 3), (5, 6)])
+    for _ in range(2):  # made, then remembered
+        lo, hi, factors = repertoire.within(0, 8)
+        assert (lo, hi) == (1, 6) and np.frombuffer(factors, np.float32).tolist() == [1, 1, 0, 0, 1]
+        lo, hi, factors = repertoire.within(2, 10)
+        assert (lo, hi) == (2, 6) and np.frombuffer(factors, np.float32).tolist() == [1, 0, 0, 1]
+        assert repertoire.within(0, 5) == (1, 3, b"")  # all of them
+        assert repertoire.within(6, 10) == (6, 10, b"")  # none of them
+        assert repertoire.within(5, 6) == (5, 6, b"")
+    assert repertoire.knows(4, 6) and not repertoire.knows(6, 10) and not repertoire.knows(3, 5)
 
 
 def test_a_label_that_never_told_extents_is_not_asked_for_them(tmp_path: Path) -> None:

@@ -93,6 +93,23 @@ def test_factors_penalize_and_forbid() -> None:
     assert draw(adjusted(logits, np.array([0, 0, 1, 0], np.float32)), 0.5, 0.0) == 2
 
 
+def test_a_draw_is_the_same_with_and_without_what_is_forbidden_at_either_end() -> None:
+    """What a label's repertoire relies on, which leaves such tokens out of the range (codec/vocab.py)."""
+    rng = np.random.default_rng(3)
+    for _ in range(300):
+        logits = rng.normal(0, 3, 40).astype(np.float32)
+        factors = np.zeros(40, np.float32)
+        lo, hi = np.sort(rng.choice(41, 2, replace=False)).tolist()
+        factors[lo:hi] = rng.choice(np.float32([0, 1]), hi - lo)
+        factors[[lo, hi - 1]] = 1
+        whole, inside = adjusted(logits, factors), adjusted(logits[lo:hi], factors[lo:hi])
+        for top_k, top_p in ((0, 1.0), (5, 1.0), (25, 0.9)):
+            for uniform in (0.0, float(rng.random(dtype=np.float32)), 1 - 2.0**-24):
+                for temperature in (0.0, 0.7, 1.0):
+                    expected = lo + draw(inside, uniform, temperature, top_k, top_p)
+                    assert draw(whole, uniform, temperature, top_k, top_p) == expected
+
+
 def test_what_forbidding_takes_away_is_how_often_it_turns_a_draw() -> None:
     logits = np.float32([0.5, 1.0, -0.3, 0.2, 2.0])
     factors = np.float32([1, 0, 2, 1, 0])

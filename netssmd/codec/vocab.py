@@ -330,23 +330,34 @@ class Repertoire:
     """
 
     def __init__(self, size: int, runs: Iterable[tuple[int, int]]) -> None:
-        factors = array("f", [0.0]) * size
+        self._size: int = size
+        self._used = bytearray(size)  # 1 for a token that is
         for first, end in runs:
-            factors[first:end] = array("f", [1.0]) * (end - first)
-        self._factors: bytes = factors.tobytes()
-        self._known: list[int] = [0]  # how many before each token are used
-        for factor in factors:
-            self._known.append(self._known[-1] + int(factor))
+            self._used[first:end] = b"\1" * (end - first)
+        self._draws: dict[int, tuple[int, int, bytes]] = {}  # `within` by what it was asked for: some hundred ranges
 
     def knows(self, lo: int, hi: int) -> bool:
         """Whether any of the tokens ``lo .. hi - 1`` is used."""
-        return self._known[hi] > self._known[lo]
+        return self._used.find(1, lo, hi) >= 0
 
-    def mask(self, lo: int, hi: int) -> bytes:
-        """A factor (float32) for each of the tokens ``lo .. hi - 1``, 0 for those that are not used; empty where all or
-        none of them are."""
-        known = self._known[hi] - self._known[lo]
-        return b"" if known == 0 or known == hi - lo else self._factors[4 * lo : 4 * hi]
+    def within(self, lo: int, hi: int) -> tuple[int, int, bytes]:
+        """What is to be drawn where one of the tokens ``lo .. hi - 1`` may be: from the first that is used to the last
+        (exclusive), and a factor (float32) for each of these, 0 for those that are not used; no factors where all are.
+        All of ``lo .. hi - 1`` where none is used."""
+        key = lo * (self._size + 1) + hi
+        draw = self._draws.get(key)
+        if draw is None:
+            draw = self._draws[key] = self._narrowed(lo, hi)
+        return draw
+
+    def _narrowed(self, lo: int, hi: int) -> tuple[int, int, bytes]:
+        used = self._used
+        first = used.find(1, lo, hi)
+        if first < 0:
+            return lo, hi, b""
+        end = used.rfind(1, lo, hi) + 1
+        inside = used[first:end]
+        return first, end, b"" if 0 not in inside else array("f", list(inside)).tobytes()
 
 
 @dataclass(frozen=True)

@@ -279,8 +279,7 @@ class Scheduler:
         masks: list[bytes] = []
         for seat in seats:
             slots.append(seat.slot)
-            seat.session.ask(rows, ranges, uniforms, temperatures)
-            masks.append(seat.session.factors())
+            seat.session.ask(rows, ranges, uniforms, temperatures, masks)
         adjusted = _Factors(seats, masks) if any(masks) else None
         tokens = self._draw(
             seats,

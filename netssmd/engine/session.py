@@ -234,33 +234,42 @@ class Session:
         """Embedding rows of the next input: token before, label, conditions, context features."""
         return [self._before, *self.fixed_rows, *self.decoder.features]
 
-    def ask(self, rows: list[int], ranges: list[int], uniforms: list[float], temperatures: list[float]) -> None:
+    def ask(
+        self,
+        rows: list[int],
+        ranges: list[int],
+        uniforms: list[float],
+        temperatures: list[float],
+        masks: list[bytes],
+    ) -> None:
         """Append what the backend needs for the next draw: `row()`, lo and hi, one number of the stream, the
-        temperature."""
+        temperature, and what changes the logits, a float32 factor for each token of [lo, hi) (sampling.adjusted), or
+        nothing."""
         decoder = self.decoder
-        lo = decoder.lo
         rows.append(self._before)
         rows.extend(self.fixed_rows)
         rows.extend(decoder.features)
+        lo, hi, mask = self._drawable(decoder)
         ranges.append(lo)
-        ranges.append(decoder.hi)
+        ranges.append(hi)
         uniforms.append(self.stream.uniform())
         temperatures.append(self.temperatures.of(decoder.base))
+        masks.append(mask)
 
-    def factors(self) -> bytes:
-        """What changes the logits of the next draw, a float32 factor for each token of [lo, hi) (sampling.adjusted):
-        the repetition penalty's, or what the guide and the label's repertoire leave; empty for nothing."""
-        decoder = self.decoder
+    def _drawable(self, decoder: Decoder) -> tuple[int, int, bytes]:
+        """lo, hi and factors of the next draw: the repetition penalty's, or what the guide or the label's repertoire
+        leave."""
+        lo, hi = decoder.lo, decoder.hi
         if self.repetition is not None:
-            return array("f", self.repetition.factors[decoder.lo : decoder.hi]).tobytes()
+            return lo, hi, array("f", self.repetition.factors[lo:hi]).tobytes()
         if not isinstance(decoder, ContextDecoder):
-            return b""
+            return lo, hi, b""
         if self.guide is not None and self.checker is not None:
             legal = self.guide.mask(decoder, self.checker if self.planter is None else self.planter.checker)
             if legal:
-                return legal  # the guide counts what it takes away, and that alone
+                return lo, hi, legal  # the guide counts what it takes away, and that alone
         repertoire = decoder.vocabulary.repertoires.get(self.info.label)
-        return b"" if repertoire is None else repertoire.mask(decoder.lo, decoder.hi)
+        return (lo, hi, b"") if repertoire is None else repertoire.within(lo, hi)
 
     def ask_ahead(
         self,
@@ -271,7 +280,7 @@ class Session:
         temperatures: list[float],
         masks: list[bytes],
     ) -> None:
-        """`ask` and `factors` for the next draw and for those behind it, should `drafts` be drawn. Sessions of the byte
+        """`ask` for the next draw and for those behind it, should `drafts` be drawn. Sessions of the byte
         codec only. `answered` must follow."""
         decoder = self.decoder
         assert isinstance(decoder, ByteDecoder)
