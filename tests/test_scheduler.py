@@ -2,12 +2,13 @@
 
 import tracemalloc
 
+import pytest
 from engine_fakes import FakeBackend, fake_session
 
 from netssmd.engine.mix import RateCap
 from netssmd.engine.release import Release
 from netssmd.engine.scheduler import FOR_EVER, Scheduler
-from netssmd.engine.session import BROKEN, ENDED, Limits, OutPacket, Session
+from netssmd.engine.session import BROKEN, ENDED, Limits, OutPacket, Session, SessionInfo
 from netssmd.model.backend import NonFiniteState
 
 
@@ -123,6 +124,30 @@ def test_release_gives_time_order_whatever_the_interleaving() -> None:
     first = merged(8, 8)
     assert [p.ts_ns for p in first] == sorted(p.ts_ns for p in first)
     assert first == merged(8, 3) == merged(8, 1)
+
+
+def test_release_holds_sessions_apart_and_merges_them_by_time_number_and_order() -> None:
+    infos = [SessionInfo(n, "x", {}, 1, 0) for n in range(3)]
+
+    def packets(number: int, *times: int) -> list[OutPacket]:
+        return [OutPacket(t, bytes([i]), 1, infos[number], 0, None, 0, 0) for i, t in enumerate(times)]
+
+    release = Release()
+    release.add(packets(2, 5, 5, 20) + packets(0, 9) + packets(1, 5, 9, 9))
+    order = [(5, 1, 0), (5, 2, 0), (5, 2, 1), (9, 0, 0), (9, 1, 1), (9, 1, 2), (20, 2, 2)]
+
+    def told(out: list[OutPacket]) -> list[tuple[int, int, int]]:
+        return [(p.ts_ns, p.session.number, p.data[0]) for p in out]
+
+    assert told(release.held()) == order and len(release) == 7 and release.next_ns == 5
+    assert told(release.up_to(9, limit=2)) == order[:2] and release.released_ns == 5
+    assert told(release.up_to(9)) == order[2:3] and release.released_ns == 9
+    with pytest.raises(ValueError, match="session 0 is 1 ns before its last one"):
+        release.add(packets(0, 8))
+    assert told(release.up_to(30, now_ns=9)) == order[3:6] and release.released_ns == 10
+    with pytest.raises(ValueError, match="session 0 is 2 ns before what was released already"):
+        release.add(packets(0, 8))
+    assert told(release.rest()) == order[6:] and len(release) == 0 and release.next_ns is None
 
 
 def test_release_waits_for_due_time() -> None:

@@ -46,6 +46,8 @@ BATCH_BOUNDS = (1, 2, 4, 8, 12, 16, 24, 32, 64, 128)
 READY_NS = 30 * MILLISECOND  # for a live sink: from the making of a packet that is late to its new moment
 FLUSH_PACKETS = 64
 FLUSH_NS = 5 * MILLISECOND
+FLUSH_TOPSPEED_NS = 20 * MILLISECOND
+COUNT_NS = 100 * MILLISECOND  # between two sums over all live sessions
 IDLE_SECONDS = 0.005
 
 
@@ -95,6 +97,7 @@ class EngineLane:
         self._packets: list[OutPacket] = []
         self._ended: list[Session] = []
         self._flushed_ns = 0
+        self._counted_ns = 0
         self._lost_ns = (0, 0)  # deficit and throttling of ended sessions
         self._late_dropped = 0  # packets of ended sessions
         self._clamped = 0  # likewise
@@ -111,6 +114,7 @@ class EngineLane:
         while not self.board.stop.is_set() and not self.board.done:
             self.turn()
             self._turns += 1
+        self._count()
         last = self.board.last_moment
         if last is None or not last.stand(self):
             for session in self.scheduler.close():
@@ -150,9 +154,12 @@ class EngineLane:
         self._due = result is None and self._owes(now_ns)
         self._reached_ns = self._floor(now_ns)
         full = len(self._packets) >= FLUSH_PACKETS or self._ended
-        if result is None or full or after - self._flushed_ns > FLUSH_NS:
+        if result is None or full or after - self._flushed_ns > (FLUSH_NS if board.clock else FLUSH_TOPSPEED_NS):
             self._flush(self._reached_ns)
             self._flushed_ns = after
+        if after - self._counted_ns > COUNT_NS:
+            self._count()
+            self._counted_ns = after
         if result is None:
             board.stop.wait(IDLE_SECONDS if board.clock or board.enough else IDLE_SECONDS / 10)
 
@@ -287,16 +294,6 @@ class EngineLane:
     def _flush(self, floor_ns: int) -> None:
         """Hand over what was made, then (and only then) promise the floor, then give ended sessions' places free."""
         packets, ended = self._packets, self._ended
-        live = self.scheduler.sessions()
-        self.counters.deficit_ns = self._lost_ns[0] + sum(session.deficit_ns for session in live)
-        self.counters.late_dropped = self._late_dropped + sum(session.late_dropped for session in live)
-        self.counters.clamped = self._clamped + sum(session.clamped() for session in live)
-        self.counters.throttled_ns = self._lost_ns[1] + sum(session.throttled_ns for session in live)
-        guide = Guide(False)
-        for counted in (self._guide, *(session.guide for session in live)):
-            if counted is not None:
-                guide.add(counted)
-        self.counters.guide = guide
         if packets or ended:
             self._packets, self._ended = [], []
             self._put(Batch(packets, ended))
@@ -305,6 +302,20 @@ class EngineLane:
             with self.board.lock:
                 self.board.live[self.index] -= len(ended)
                 self.board.asked_live -= sum(session.info.number >= ASKED for session in ended)
+
+    def _count(self) -> None:
+        """What ended sessions and live ones have in sum."""
+        live = self.scheduler.sessions()
+        counters = self.counters
+        counters.deficit_ns = self._lost_ns[0] + sum(session.deficit_ns for session in live)
+        counters.throttled_ns = self._lost_ns[1] + sum(session.throttled_ns for session in live)
+        counters.late_dropped = self._late_dropped + sum(session.late_dropped for session in live)
+        counters.clamped = self._clamped + sum(session.clamped() for session in live)
+        guide = Guide(False)
+        for counted in (self._guide, *(session.guide for session in live)):
+            if counted is not None:
+                guide.add(counted)
+        counters.guide = guide
 
     def _put(self, batch: Batch) -> None:
         """Wait for room; the output lane always empties its inbox, unless it is dead."""
