@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
+import gc
 import logging
 import os
 import secrets
@@ -62,6 +63,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 SECOND = 1_000_000_000
 SWITCH_SECONDS = 0.0005  # the interpreter's turn between engine threads: a step is shorter than Python's usual 5 ms
+GC_OBJECTS = 20_000  # more of them than before: then the cycle collector looks; sessions and packets form no cycles
 FORCED = 130
 FAREWELL_SECONDS = 3.5
 STORAGE = "storage"  # the reason of pauses while captures cannot be written
@@ -273,6 +275,7 @@ class Service:
         try:
             self._build(duration_ns)
             sys.setswitchinterval(SWITCH_SECONDS)
+            gc.set_threshold(GC_OBJECTS, 10, 10)
             self._serve_metrics()
             self.socket = ControlSocket(self, self.config.control.socket, self.config.control.group)
             await self.socket.start()
