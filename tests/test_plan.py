@@ -6,7 +6,7 @@ import ipaddress
 import pytest
 
 from netssmd.engine.identities import BROADCAST, EPHEMERAL, MULTICAST, UNICAST, FreshIdentities
-from netssmd.engine.plan import CLIENT, SERVER, address_plan
+from netssmd.engine.plan import CLIENT, MOST_ANSWERS, SERVER, address_plan
 from netssmd.engine.sampling import Stream, derive
 from netssmd.errors import ConfigError
 from netssmd.packet.mark import OUI
@@ -121,6 +121,18 @@ def test_plans_that_cannot_be(arguments: dict[str, object], text: str) -> None:
 def test_small_ranges_take_fewer_hosts_than_the_default_wants() -> None:
     plan = address_plan(clients=["10.0.0.0/29", "2001:2::/49"], servers=["10.1.0.0/29", "2001:2:1::/48"])
     assert plan.hosts == 5 and plan.names.count == 6
+
+
+def test_a_services_addresses_are_hosts_of_its_own_however_often_they_are_asked_for() -> None:
+    plan = address_plan(seed=3, servers=("198.19.0.0/24", "2001:2:0:8000::/49"), services=100)
+    for _ in range(2):  # 254 addresses for 100 services: two for each
+        expected = [plan.host(SERVER, 4, place) for place in (7, 107, 7, 107, 7)]
+        assert plan.addresses(7, 4, 5) == expected and len(set(expected)) == 2
+        assert plan.addresses(7, 6, 3) == [plan.host(SERVER, 6, place) for place in (7, 107, 207)]
+        for service in range(100):
+            for count in range(1, 5):
+                assert plan.addresses(service, 4, count)[0] == plan.host(SERVER, 4, service)
+        assert len(plan._answers) <= MOST_ANSWERS
 
 
 def test_labels_have_plans_of_their_own_and_share_the_rest() -> None:

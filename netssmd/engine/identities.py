@@ -236,9 +236,7 @@ class FreshIdentities:
             service = plan.names.find(text_name(name))
         if service < 0:  # no service's name: any address, the same each time
             service = derive(plan.seed, "answers", name.hex()) % plan.names.count
-        services = plan.names.count
-        turns = max(1, plan.pools[SERVER, version].size // services)  # addresses that a service has
-        addresses = [plan.host(SERVER, version, service + i % turns * services) for i in range(count)]
+        addresses = plan.addresses(service, version, count)
         if addresses and name in self.asked and addresses[0] not in self.promised:
             self.promised.append(addresses[0])
             if len(self.promised) > MOST_PROMISED:

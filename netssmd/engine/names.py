@@ -35,11 +35,18 @@ class ServiceNames:
         self._listed: list[bytes] = list(listed)
         self._key: int = derive(seed, "names")
         self._by_length: dict[int, list[int]] = {}
+        self._made: dict[int, bytes] = {}  # names by service
 
     def name(self, service: int) -> bytes:
         """Its name as text, without the last dot."""
         if self._listed:
             return self._listed[service % len(self._listed)]
+        name = self._made.get(service)
+        if name is None:
+            name = self._made[service] = self._make_up(service)
+        return name
+
+    def _make_up(self, service: int) -> bytes:
         size = SHORTEST + service % LENGTHS
         prefix = b""
         if size >= 8 and mix(self._key + service) & 1:

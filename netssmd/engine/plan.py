@@ -20,7 +20,7 @@ MAC.
 import ipaddress
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Final
 
@@ -30,6 +30,7 @@ from netssmd.errors import ConfigError
 from netssmd.packet.mark import OUI
 
 CLIENT, SERVER = 0, 1
+MOST_ANSWERS: Final = 256  # remembered
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -93,6 +94,9 @@ class AddressPlan:
     names: ServiceNames
     mark: str = "none"
     labels: tuple[tuple[str, "AddressPlan"], ...] = ()
+    _answers: dict[tuple[int, int, int], list[bytes]] = field(
+        init=False, default_factory=dict, repr=False, compare=False
+    )
 
     def for_label(self, label: str) -> "AddressPlan":
         """The plan for sessions of a label."""
@@ -124,6 +128,19 @@ class AddressPlan:
         """Packed address of the host at a place; places count on and on, round the pool."""
         pool = self.pools[role, version]
         return pool.address(permute(place % pool.size, pool.size, self._key(role, version)))
+
+    def addresses(self, service: int, version: int, count: int) -> list[bytes]:
+        """`count` addresses of a service, over and over those that it has. Who floods a resolver asks for the same ones
+        a thousand times."""
+        found = self._answers.get((service, version, count))
+        if found is None:
+            if len(self._answers) >= MOST_ANSWERS:
+                self._answers.clear()
+            services = self.names.count
+            turns = max(1, self.pools[SERVER, version].size // services)
+            found = [self.host(SERVER, version, service + i % turns * services) for i in range(count)]
+            self._answers[service, version, count] = found
+        return found
 
     def place(self, role: int, address: bytes) -> int:
         """The place of an address; -1 if it is not in the pool."""
