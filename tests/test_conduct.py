@@ -11,13 +11,13 @@ import pytest
 from tiny_model import tiny_model
 
 from netssmd.codec import vocab as v
-from netssmd.codec.decoder import Decoder
+from netssmd.codec.decoder import Decoder, Habits
 from netssmd.codec.vocab import Repertoire, Vocabulary
 from netssmd.engine.identities import FreshIdentities
 from netssmd.engine.opening import open_model
 from netssmd.engine.plan import address_plan
 from netssmd.engine.sampling import Stream
-from netssmd.engine.session import SessionInfo
+from netssmd.engine.session import Limits, SessionInfo
 from netssmd.learn.codec import ContextCodec
 from netssmd.learn.conduct import conduct
 from netssmd.learn.dataset import Shard, session_dtype
@@ -44,11 +44,11 @@ def connection(port: int, how: str) -> list[bytes]:
     return packets
 
 
-def shard(*sessions: list[bytes]) -> Shard:
+def shard(*sessions: list[bytes], gap_ns: int = 1_000_000) -> Shard:
     """Sessions of MADE's first label as training has them."""
     encoded = []
     for frames_ in sessions:
-        packets = [(T0 + i * 1_000_000, data, len(data)) for i, data in enumerate(frames_)]
+        packets = [(T0 + i * gap_ns, data, len(data)) for i, data in enumerate(frames_)]
         encoded += ContextCodec().encode(packets, MADE, escapes=True)
     records = np.zeros(len(sessions), session_dtype(len(v.CONDITIONS)))
     start = 0
@@ -63,7 +63,7 @@ def test_it_tells_resets_lengths_tokens_and_extents() -> None:
     label = MADE.labels[0]
     sessions = [connection(5000 + i, "reset" if i % 4 == 0 else "closed") for i in range(40)]
     said = conduct(shard(*sessions), MADE)
-    assert parse_conduct(json.loads(json.dumps(said)), MADE.size).reset_share(label) == 0.25
+    assert parse_conduct(json.loads(json.dumps(said)), MADE.size).habits(label, True).reset_share == 0.25
     assert said["shortest"][label] in (5, 6)  # six packets, by their bin
     assert len(said["extents"][label]) == 40 and {flows for _, _, flows in said["extents"][label]} == {1}
     used = {token for first, end in said["tokens"][label] for token in range(first, end)}
@@ -74,12 +74,73 @@ def test_it_tells_resets_lengths_tokens_and_extents() -> None:
 def test_labels_whose_connections_are_left_open_are_not_made_to_close_them(ends: int, known: bool) -> None:
     sessions = [connection(5000 + i, "closed" if i < ends else "open") for i in range(10)]
     read = parse_conduct(conduct(shard(*sessions), MADE), MADE.size)
-    assert read.reset_share(MADE.labels[0]) == (0.0 if known else -1)
+    assert read.habits(MADE.labels[0], True).reset_share == (0.0 if known else -1)
 
 
 def test_what_it_says_of_captures_that_begin_in_the_middle_can_be_read() -> None:
     said = conduct(shard(*[connection(5000 + i, "late" if i else "closed") for i in range(10)]), MADE)
-    assert parse_conduct(said, MADE.size).reset_share(MADE.labels[0]) == 1.0
+    assert parse_conduct(said, MADE.size).habits(MADE.labels[0], True).reset_share == 1.0
+
+
+@pytest.mark.parametrize(("gap_ns", "resolution_ns"), [(3_000, 1_000), (2_500, 1), (40_000_000, 1_000)])
+def test_it_tells_the_resolution_of_times(gap_ns: int, resolution_ns: int) -> None:
+    said = conduct(shard(connection(5000, "closed"), gap_ns=gap_ns), MADE)
+    assert said["resolution_ns"] == resolution_ns == parse_conduct(said, MADE.size).resolution_ns
+
+
+def test_drawn_times_have_the_resolution_of_the_captures(tmp_path: Path) -> None:
+    """Whatever gap is drawn, and wherever a session starts or is moved to."""
+    folder = tiny_model(tmp_path / "tiny")
+    said = {"resolution_ns": 1_000}
+    (folder / "conduct.json").write_text(json.dumps(said))
+    model = open_model(str(folder))
+    session = model.session(SessionInfo(0, "web", {}, 1, T0 + 1), address_plan(), Limits(packets=200))
+    random, times, late_ns = Stream(3), [], T0
+    while not session.ended:
+        decoder = session.decoder
+        packet = session.advance(decoder.lo + random.below(decoder.hi - decoder.lo), late_ns)
+        if packet is not None:
+            times.append(packet.ts_ns)
+            late_ns = packet.ts_ns + random.below(5_000)
+    gaps = np.diff(times)
+    assert len(times) > 10 and times[0] == T0 + 1_000 and not np.any(np.array(times) % 1_000) and (gaps >= 0).all()
+
+
+def test_a_gap_stays_in_its_bin_whatever_the_resolution() -> None:
+    source = FreshIdentities(address_plan(), 1, Stream(1))
+    for resolution_ns in (1, 1_000, 1_000_000):
+        decoder = Decoder(MADE, source, mtu=1500, habits=Habits(resolution_ns=resolution_ns))
+        for member in range(v.IAT_BINS.count):
+            lo, hi = v.IAT_BINS.edges[member : member + 2]
+            gaps = [decoder.gap(member) for _ in range(5)]
+            assert all(lo <= gap < hi for gap in gaps)
+            if -(-lo // resolution_ns) * resolution_ns < hi:
+                assert not any(gap % resolution_ns for gap in gaps)
+
+
+def test_temperatures_of_the_model_and_of_who_asks(tmp_path: Path) -> None:
+    folder = tiny_model(tmp_path / "tiny")
+    (folder / "conduct.json").write_text(json.dumps({"temperatures": {"who": 0.5, "iat": 0.8}}))
+    model = open_model(str(folder))
+    lo = {field.name: field.lo for field in model.vocabulary.fields}
+    asked = model.temperatures(0.5, {"iat": 2.0})
+    assert [asked.of(lo[name]) for name in ("who", "iat", "length")] == [0.25, 2.0, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("said", "complaint"),
+    [
+        ({"resolution_ns": 0}, "resolution_ns"),
+        ({"resolution_ns": 1e3}, "resolution_ns"),
+        ({"temperatures": {"whom": 1}}, "no field 'whom'"),
+        ({"temperatures": {"who": -1}}, "temperature of who"),
+        ({"temperatures": {"who": True}}, "temperature of who"),
+        ({"temperatures": [1]}, "temperatures is no table"),
+    ],
+)
+def test_what_is_wrong_is_named(said: dict[str, object], complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        parse_conduct(said, MADE.size)
 
 
 def test_a_repertoire_leaves_what_lies_between_the_first_and_the_last_token_that_a_label_says() -> None:
@@ -105,7 +166,7 @@ def test_a_label_that_never_told_extents_is_not_asked_for_them(tmp_path: Path) -
     model = open_model(str(folder))
     for label, untold in (("web", True), ("dns", False)):
         decoder = model.session(SessionInfo(0, label, {}, 1, 0), address_plan()).decoder
-        assert isinstance(decoder, Decoder) and decoder.untold is untold
+        assert isinstance(decoder, Decoder) and decoder.habits.untold is untold
 
 
 @pytest.mark.parametrize("ordered", [1, 7, 200])
@@ -113,7 +174,7 @@ def test_an_order_by_packets_is_kept_to(ordered: int) -> None:
     """Whatever is drawn: no flow is opened beyond it, and it ends with its last flow."""
     for seed in range(10):
         stream, identities = Stream(seed), FreshIdentities(address_plan(), seed, Stream(seed))
-        decoder = Decoder(MADE, identities, mtu=1500, extent=(ordered, -1, -1), reset_share=0.0)
+        decoder = Decoder(MADE, identities, mtu=1500, extent=(ordered, -1, -1), habits=Habits(0.0))
         packets = 0
         while not decoder.ended:
             token = decoder.lo + stream.below(decoder.hi - decoder.lo)

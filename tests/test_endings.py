@@ -11,7 +11,7 @@ from tiny_model import tiny_vocabulary
 
 from netssmd.codec import context as cx
 from netssmd.codec import vocab as v
-from netssmd.codec.decoder import Decoder
+from netssmd.codec.decoder import Decoder, Habits
 from netssmd.engine.identities import FreshIdentities
 from netssmd.engine.plan import address_plan
 from netssmd.engine.sampling import Stream
@@ -25,9 +25,8 @@ def drawn(seed: int, reset_share: float, may_reset: bool, shortest: int = 0) -> 
     rng = random.Random(seed)
     identities = FreshIdentities(address_plan(), seed, Stream(seed))
     decoder = Decoder(
-        tiny_vocabulary(), identities, mtu=1500, max_flows=64, reset_share=reset_share, may_reset=may_reset,
-        shortest=shortest,
-    )  # fmt: skip
+        tiny_vocabulary(), identities, mtu=1500, max_flows=64, habits=Habits(reset_share, may_reset, shortest)
+    )
     said: Said = defaultdict(list)
     packets = 0
     while not decoder.ended:
@@ -99,7 +98,7 @@ def test_labels_that_reset_do_so_in_their_share() -> None:
 @pytest.mark.parametrize("shortest", [0, 10, 1000])
 def test_no_tcp_flow_is_to_be_shorter_than_its_labels(shortest: int) -> None:
     identities = FreshIdentities(address_plan(), 1, Stream(1))
-    decoder = Decoder(tiny_vocabulary(), identities, reset_share=0.0, shortest=shortest)
+    decoder = Decoder(tiny_vocabulary(), identities, habits=Habits(0.0, shortest=shortest))
     for service, least in ((0, v.FLOW_EXTENT.find(shortest)), (1, 0)):  # TCP, UDP
         decoder.feed(decoder.base + v.WHO_NEW)
         decoder.feed(decoder.base + service)

@@ -9,6 +9,7 @@ in the order in which `codec.encoder` records them.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, Final
 
 from netssmd.codec import context as cx
@@ -140,6 +141,28 @@ class Recorded:
         return value
 
 
+@dataclass(frozen=True, slots=True)
+class Habits:
+    """What the drawn sessions of a label keep to; see model/conduct.py.
+
+    Attributes:
+        reset_share: of the TCP flows, those that are reset before a side has closed; `UNKNOWN`: they end as it comes.
+        may_reset: half-closed ones may be reset, too.
+        shortest: packets that a TCP flow has at least.
+        untold: flows do not tell how many packets they will have.
+        resolution_ns: of times: gaps are multiples of it.
+    """
+
+    reset_share: float = cx.UNKNOWN
+    may_reset: bool = True
+    shortest: int = 0
+    untold: bool = False
+    resolution_ns: int = 1
+
+
+NO_HABITS: Final = Habits()
+
+
 class Decoder:
     """Decodes one session.
 
@@ -155,8 +178,7 @@ class Decoder:
         "_id_mode", "_ip_flags", "_kind", "_length", "_limited", "_made_up", "_network", "_new", "_nobody_yet",
         "_options", "_originator", "_phase", "_port", "_port_member", "_protocol", "_rank_high", "_responder",
         "_sequence", "_service", "_shape", "_stack", "_stage", "_todo", "_transport", "_version", "_window",
-        "clamped", "context", "ended", "features", "hi", "lo", "may_reset", "mtu", "reset_share", "shortest",
-        "source", "untold", "vocabulary",
+        "clamped", "context", "ended", "features", "habits", "hi", "lo", "mtu", "source", "vocabulary",
     )  # fmt: skip
 
     def __init__(
@@ -167,15 +189,10 @@ class Decoder:
         mtu: int = 0,
         max_flows: int = v.MAX_FLOWS,
         extent: tuple[int, int, int] = cx.NO_EXTENT,
-        reset_share: float = cx.UNKNOWN,
-        may_reset: bool = True,
-        shortest: int = 0,
-        untold: bool = False,
+        habits: Habits = NO_HABITS,
     ) -> None:
         """`mtu` bounds the packets made of fresh identities; 0: what length fields can say, for recordings. `extent`:
-        see `Context`. `reset_share`: of the TCP flows that are drawn, those that are reset before a side has closed;
-        `UNKNOWN`: flows end as it comes. `may_reset`: half-closed ones may be reset, too. `shortest`:
-        packets that a TCP flow has at least. `untold`: flows do not tell how many packets they will have."""
+        see `Context`. `habits`: what is drawn keeps to them."""
         self.vocabulary: Vocabulary = vocabulary
         self.source: IdentitySource = source
         self.context: Context = Context(vocabulary, max_flows)
@@ -183,10 +200,7 @@ class Decoder:
         self.context.start_ns = start_ns
         self.context.extent = extent
         self.mtu: int = mtu
-        self.reset_share: float = reset_share
-        self.may_reset: bool = may_reset
-        self.shortest: int = shortest
-        self.untold: bool = untold
+        self.habits: Habits = habits
         self.ended: bool = False
         self.clamped: int = 0
         self.lo: int = 0
@@ -342,10 +356,10 @@ class Decoder:
             count = context.rank_low_limit(self._rank_high)
         elif field == v.EXTENT:
             assert self._flow is not None
-            if self.untold:
+            if self.habits.untold:
                 floor, count = v.EXTENT_UNTOLD, entry.size
             else:
-                floor, count = context.drawable_extents(self._flow, self.shortest)
+                floor, count = context.drawable_extents(self._flow, self.habits.shortest)
         elif self._flow is not None:
             side = self._flow.sides[self._direction]
             if field == v.TCP_SHAPE:
@@ -434,11 +448,12 @@ class Decoder:
             self.context.expect(flow, max(1, packets), self._ending(flow))
 
     def _ending(self, flow: Flow) -> int:
-        if self.reset_share < 0 or flow.transport != TCP:
+        habits = self.habits
+        if habits.reset_share < 0 or flow.transport != TCP:
             return cx.ENDS_ANYHOW
-        if self.source.within(1 << 16) < self.reset_share * (1 << 16):
+        if self.source.within(1 << 16) < habits.reset_share * (1 << 16):
             return cx.ENDS_RESET
-        return cx.ENDS_CLOSED_OR_RESET if self.may_reset else cx.ENDS_CLOSED
+        return cx.ENDS_CLOSED_OR_RESET if habits.may_reset else cx.ENDS_CLOSED
 
     def _choose(self, rank: int) -> None:
         flows = self.context.flows
@@ -752,12 +767,17 @@ class Decoder:
 
     # --- the packet -----------------------------------------------------------------------------------------------
 
-    def _gap(self, member: int) -> int:
+    def gap(self, member: int) -> int:
+        """Nanoseconds that a member of IAT says; where it leaves a choice, one that the source makes."""
         source = self.source
         if member >= IAT_BINS.count:
             return source.residual()
-        lo = IAT_BINS.edges[member]
-        return lo + source.within(IAT_BINS.edges[member + 1] - lo)
+        lo, hi = IAT_BINS.edges[member], IAT_BINS.edges[member + 1]
+        unit = self.habits.resolution_ns
+        first = -(-lo // unit) * unit
+        if unit == 1 or first >= hi or not self._made_up:
+            return lo + source.within(hi - lo)
+        return first + unit * source.within((hi - 1 - first) // unit + 1)
 
     def _told_length(self, side: Side, unit: int) -> int:
         member = self._length
@@ -790,7 +810,7 @@ class Decoder:
         peer = flow.sides[1 - direction]
         source = self.source
         exceptions = source.residual()
-        gap = self._gap(gap_member)
+        gap = self.gap(gap_member)
         context.advance(gap)
         headers = Headers()
         headers.version = flow.version
@@ -1231,7 +1251,7 @@ class Decoder:
         context = self.context
         source = self.source
         source.residual()  # the exceptions, of which an escape has none
-        gap = self._gap(member)
+        gap = self.gap(member)
         context.advance(gap)
         bin_member = self._length - v.LENGTH_KNOWN - len(self.vocabulary.lengths)
         orig_len = self._in_bin(LENGTH_BINS, max(0, min(bin_member, LENGTH_BINS.count - 1)))

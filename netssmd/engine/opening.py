@@ -87,9 +87,10 @@ class OpenModel:
                 )
 
     def temperatures(self, default: float, by_field: Mapping[str, float]) -> Temperatures:
-        """Temperatures by field name, made ready for sampling."""
+        """Made ready for sampling: the model's own by field, times `default`; those of `by_field` in their place."""
         by_lo = {}
-        for name, value in by_field.items():
+        own = {name: value * default for name, value in self.conduct.temperatures.items()}
+        for name, value in {**own, **by_field}.items():
             found = next((f for f in self.vocabulary.fields if f.name == name), None)
             if found is None:
                 fields = [f.name for f in self.vocabulary.fields]
@@ -130,10 +131,7 @@ class OpenModel:
                 mtu=MTU,
                 max_flows=MAX_FLOWS,
                 extent=extent,
-                reset_share=self.conduct.reset_share(info.label),
-                may_reset=self.conduct.may_reset(info.label),
-                shortest=self.conduct.shortest.get(info.label, 0),
-                untold=not vocabulary.tells_extents(info.label),
+                habits=self.conduct.habits(info.label, tells_extents=vocabulary.tells_extents(info.label)),
             ),
             Stream(derive(info.seed, "tokens")),
             fixed,

@@ -172,7 +172,7 @@ class Session:
     __slots__ = (
         "_before", "_overheard", "_prompt_at", "begin", "checker", "clock_ns", "decoder", "deficit_ns", "fixed_rows",
         "flows", "guide", "identities", "info", "late_dropped", "late_ns", "limits", "packets", "payload", "planter",
-        "prompt", "reason", "render", "repetition", "stream", "temperatures", "throttled_ns", "tokens",
+        "prompt", "reason", "render", "repetition", "resolution_ns", "stream", "temperatures", "throttled_ns", "tokens",
     )  # fmt: skip
 
     def __init__(
@@ -210,6 +210,7 @@ class Session:
         self.guide: Guide | None = None
         self.planter: Planter | None = None
         self._before = begin
+        self.resolution_ns = decoder.habits.resolution_ns if isinstance(decoder, ContextDecoder) else 1  # of times
         self.clock_ns = info.start_ns  # time of the last packet: no later one comes before it
         self.late_ns = -1  # later packets are dropped, instead of moving the clock on; -1: none is
         self.late_dropped = 0  # packets
@@ -378,6 +379,9 @@ class Session:
                 return None
             else:
                 late = behind_ns > self.late_ns
+        if self.resolution_ns > 1:  # what was moved, and the start, lie between two of its moments
+            ts_ns += -ts_ns % self.resolution_ns
+            sent_ns += -sent_ns % self.resolution_ns
         self.clock_ns = ts_ns
         self.packets += 1
         self.flows += decoded.new_flow

@@ -41,7 +41,7 @@ import msgspec
 from netssmd.codec.byte_vocab import ByteVocabulary
 from netssmd.codec.bytes import ByteDecoder
 from netssmd.codec.context import Context, Flow, Host, Service, Side
-from netssmd.codec.decoder import Decoder, Recorded
+from netssmd.codec.decoder import Decoder, Habits, Recorded
 from netssmd.codec.flows import FlowTable
 from netssmd.codec.kinds import KINDS
 from netssmd.codec.timing import FittedGaps, RecordedGaps, SampledGaps, Timing
@@ -131,6 +131,7 @@ KEPT: Final = (
     Kept(Temperatures, lambda named: Temperatures()),
     Kept(Stream, lambda named: Stream(0), caches=frozenset(("_block", "_block_from"))),
     Kept(Decoder, _blank_decoder, since=frozenset(("clamped",))),
+    Kept(Habits, None),
     Kept(Recorded, lambda named: Recorded([])),
     Kept(ByteDecoder, _blank_bytes),
     Kept(FlowTable, lambda named: FlowTable()),

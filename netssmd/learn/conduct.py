@@ -15,6 +15,7 @@ from netssmd.model.conduct import MOST_EXTENTS
 
 SYN_ACKS = (v.FLAGS_SYN_ACK, v.FLAGS_SYN_ACK + 1)
 ACKS, FINS = (v.FLAGS_ACK, v.FLAGS_ACK + 1), (v.FLAGS_FIN, v.FLAGS_FIN + 1)
+MICROSECOND = 1_000  # ns
 MOSTLY = 0.7  # of its connections: a label that ends no more of them leaves them open, as captures that were cut do
 RARELY = 0.05  # of its connections: a label that resets no more of them is taken for one that does not
 RSTS = (v.FLAGS_RST, v.FLAGS_RST + 1)
@@ -69,7 +70,16 @@ def conduct(shard: Shard, vocabulary: Vocabulary) -> dict[str, Any]:
         "shortest": {label: _shortest(bins) for label, bins in zip(labels, lengths) if bins},
         "tokens": {label: _runs(row) for label, row in zip(labels, used) if row.any()},
         "extents": {label: _thinned(sorted(known)) for label, known in extents.items()},
+        "resolution_ns": _resolution(np.logical_or.reduce(used), vocabulary),
     }
+
+
+def _resolution(used: npt.NDArray[np.bool_], vocabulary: Vocabulary) -> int:
+    """A microsecond, as most captures tell, if every gap can be a number of them."""
+    first, edges = vocabulary.fields[v.IAT].lo, v.IAT_BINS.edges
+    bins = [(edges[i], edges[i + 1]) for i in range(v.IAT_BINS.count) if used[first + i]]
+    whole = all(-(-lo // MICROSECOND) * MICROSECOND < hi for lo, hi in bins)
+    return MICROSECOND if bins and whole else 1
 
 
 def _thinned(known: list[list[int]]) -> list[list[int]]:

@@ -5,8 +5,10 @@
      "open": ["smb"],                              labels whose connections often do not end in their captures
      "shortest": {"web": 7},                        packets that all but one in 200 of a label's TCP flows have at least
      "tokens": {"web": [[0, 5], [9, 31], ...]},    the tokens that a label ever used in training: from, to (exclusive)
-     "extents": {"web": [[812, 3051, 24], ...]}}   sessions of a label in training: packets, milliseconds, flows;
+     "extents": {"web": [[812, 3051, 24], ...]},    sessions of a label in training: packets, milliseconds, flows;
                                                     null: not to be told
+    "resolution_ns": 1000,                         in which the captures tell times
+    "temperatures": {"who": 0.9}}                  of fields, where the model is best drawn from at another than 1
 
 A session to be is given an extent like that of one of its label's sessions (engine/mix.py), and the model hears what is
 left of it (codec/context.py); its flows end as the label's do; what its label never said cannot be drawn. A file that
@@ -22,13 +24,16 @@ from pathlib import Path
 from typing import Final
 
 from netssmd.codec.context import UNKNOWN
-from netssmd.codec.vocab import LEFT_BINS
+from netssmd.codec.decoder import Habits
+from netssmd.codec.vocab import FIELD_NAMES, LEFT_BINS
 from netssmd.errors import CheckpointError
 
 CONDUCT: Final = "conduct.json"
 MOST_EXTENTS: Final = 256  # of a label
 MOST_ENTRIES: Final = 4096
 MOST_SHORTEST: Final = 1 << 16  # packets
+MOST_RESOLUTION_NS: Final = 1_000_000_000
+MOST_TEMPERATURE: Final = 100.0
 MOST_BYTES: Final = 16 << 20
 
 Numbers = tuple[int, int, int]  # packets, milliseconds, flows; UNKNOWN: not told
@@ -44,11 +49,18 @@ class Conduct:
     shortest: Mapping[str, int] = field(default_factory=dict)
     tokens: Mapping[str, Sequence[Run]] = field(default_factory=dict)
     extents: Mapping[str, Sequence[Numbers]] = field(default_factory=dict)
+    resolution_ns: int = 1
+    temperatures: Mapping[str, float] = field(default_factory=dict)
 
-    def reset_share(self, label: str) -> float:
-        """Of a label's TCP connections, those that are reset before either side has closed; `UNKNOWN` if they end as it
-        comes."""
-        return UNKNOWN if self.resets is None or label in self.open else self.resets.get(label, 0.0)
+    def habits(self, label: str, tells_extents: bool) -> Habits:
+        """What its drawn sessions keep to. tells_extents: its flows say how many packets they will have."""
+        return Habits(
+            UNKNOWN if self.resets is None or label in self.open else self.resets.get(label, 0.0),
+            self.may_reset(label),
+            self.shortest.get(label, 0),
+            not tells_extents,
+            self.resolution_ns,
+        )
 
     def may_reset(self, label: str) -> bool:
         """Whether a label resets established connections, for all that is known."""
@@ -76,7 +88,8 @@ def load_conduct(folder: Path, vocab_size: int) -> Conduct:
         raise CheckpointError(
             f'{path}: {error}; it holds {{"resets": {{label: share of its connections that were reset}}, "open": '
             '[label], "shortest": {label: packets}, "tokens": {label: [[from, to], ...]}, "extents": {label: '
-            "[[packets, milliseconds, flows], ...]}}, or is not there"
+            '[[packets, milliseconds, flows], ...]}, "resolution_ns": a number, "temperatures": {field: number}}, '
+            "or is not there"
         ) from None
 
 
@@ -100,6 +113,8 @@ def parse_conduct(document: object, vocab_size: int) -> Conduct:
             label: [_numbers(label, entry) for entry in _entries("extents", label, entries)]
             for label, entries in _table("extents", extents)
         },
+        _resolution(document.get("resolution_ns", 1)),
+        {name: _temperature(name, value) for name, value in _table("temperatures", document.get("temperatures"))},
     )
 
 
@@ -127,6 +142,20 @@ def _shortest(label: str, packets: object) -> int:
     if type(packets) is not int or not 1 <= packets <= MOST_SHORTEST:
         raise ValueError(f"the shortest flow of {label} is no number from 1 to {MOST_SHORTEST}")
     return packets
+
+
+def _resolution(value: object) -> int:
+    if type(value) is not int or not 1 <= value <= MOST_RESOLUTION_NS:
+        raise ValueError(f"resolution_ns is no number from 1 to {MOST_RESOLUTION_NS}")
+    return value
+
+
+def _temperature(name: str, value: object) -> float:
+    if name not in FIELD_NAMES:
+        raise ValueError(f"temperatures: there is no field {name[:40]!r}")
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value <= MOST_TEMPERATURE:
+        raise ValueError(f"the temperature of {name} is no number from 0 to {MOST_TEMPERATURE:g}")
+    return float(value)
 
 
 def _run(label: str, run: object, vocab_size: int) -> Run:

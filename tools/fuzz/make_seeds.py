@@ -37,7 +37,8 @@ from netssmd.packet.pcap import Packet, file_header, record
 from netssmd.packet.render import render
 
 CONDUCT = {
-    "resets": {"chat": 0.03}, "shortest": {"web": 7}, "tokens": {"web": [[0, 5], [9, 31]]},
+    "resets": {"chat": 0.03}, "open": ["smb"], "shortest": {"web": 7}, "tokens": {"web": [[0, 5], [9, 31]]},
+    "resolution_ns": 1000, "temperatures": {"who": 0.9},
     "extents": {"web": [[812, 3051, 24], [None, 9, 2]]},
 }  # fmt: skip
 A, B = made.HOSTS4[:2]

@@ -16,7 +16,7 @@ import math
 import random
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ from netssmd.errors import CaptureError, CheckpointError, ConfigError, LedgerErr
 from netssmd.learn.prepare import read_manifest
 from netssmd.model.checkpoint import _json_object as json_object
 from netssmd.model.checkpoint import check_tokenizer, parse_config, parse_tensors
-from netssmd.model.conduct import CONDUCT, load_conduct
+from netssmd.model.conduct import CONDUCT, Conduct, load_conduct
 from netssmd.model.config import ModelConfig
 from netssmd.model.importer import read_config
 from netssmd.output.flow_tables import write_cicflow, write_conn_log, write_csv
@@ -359,6 +359,7 @@ def damaged(data: bytes, target: Target, rng: random.Random) -> bytes:
     return data[: 2 * target.most_bytes]
 
 
+CONDUCT_WORDS = (*(f'"{key.name}"' for key in fields(Conduct)), '"who"', "1000")
 JSON_WORDS = ('"', "{", "}", "[", "]", ":", ",", "null", "true", "1e999", "-1", "18446744073709551616", "NaN")
 TARGETS: dict[str, Target] = {
     "capture": Target(capture, 512, ("\x0a\x0d\x0d\x0a", "\x1f\x8b", "\x28\xb5\x2f\xfd", "\xff\xff\xff\xff")),
@@ -377,6 +378,6 @@ TARGETS: dict[str, Target] = {
     "snapshot_session": Target(snapshot_session, 8192, ("\x90", "\xc0", "\xcb", "\xcf"), 0, packed=True),
     "snapshot_file": Target(snapshot_file, 1024, ("\xdd", "\xc0", "\xc6", "\xcf", "\xcb")),
     "units": Target(units, 64, ("kbit", "MiB", "ms", ".", "9")),
-    "conduct": Target(conduct, 1024, (*JSON_WORDS, '"resets"', '"shortest"', '"tokens"', '"extents"'), 0),
+    "conduct": Target(conduct, 1024, (*JSON_WORDS, *CONDUCT_WORDS), 0),
     "manifest": Target(manifest, 256, ("file", "label", ",", '"', "\r\n", "../")),
 }
