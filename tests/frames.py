@@ -8,7 +8,6 @@ import importlib.util
 import os
 import random
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -235,9 +234,9 @@ def session(rng: random.Random, packets: int, snaplen: int = 128) -> list[Record
 
 
 def encode(
-    packets: list[Record], vocabulary: Vocabulary, max_flows: int = v.MAX_FLOWS, extents: Sequence[int] = ()
+    packets: list[Record], vocabulary: Vocabulary, max_flows: int = v.MAX_FLOWS, known: Encoded | None = None
 ) -> Encoded:
-    encoder = Encoder(vocabulary, None, max_flows, extents)
+    encoder = Encoder(vocabulary, None, max_flows, known)
     for packet in packets:
         encoder.packet(*packet)
     encoder.end()
@@ -253,8 +252,7 @@ def check_exact(packets: list[Record], vocabulary: Vocabulary, max_flows: int = 
 
 def check_told(packets: list[Record], vocabulary: Vocabulary, max_flows: int = v.MAX_FLOWS) -> Encoded:
     """Likewise, with the flows' extents in tokens, and what is left of the session in the features."""
-    first = encode(packets, vocabulary, max_flows)
-    encoded = encode(packets, vocabulary, max_flows, first.flow_packets)
+    encoded = encode(packets, vocabulary, max_flows, encode(packets, vocabulary, max_flows))
     total, duration_ns, flows = encoded.progress[-3:]
     left = what_is_left(encoded, vocabulary).tolist()
     width, at = v.STAGE_FEATURES, v.LEFT - 1
@@ -278,9 +276,10 @@ def check_encoded(
         number = vocabulary.field_of(token)
         entry = vocabulary.fields[number]
         tail = entry.lo + entry.size - entry.tail
-        floor = entry.lo + (decoder.context.who_floor() if number == v.WHO else 0)
+        floor, most = entry.lo + (decoder.context.who_floor() if number == v.WHO else 0), min(limit, tail)
+        if number == v.WHO and decoder.context.is_complete():
+            most = entry.lo + 1
         assert decoder.lo == floor <= token, f"packet {at}: {entry.name} where the decoder asks for another field"
-        most = entry.lo + 1 if number == v.WHO and decoder.context.is_complete() else min(limit, tail)
         assert decoder.hi == most, f"packet {at}: limits of {entry.name} differ"
         assert token < most or token >= tail, f"packet {at}: {entry.name}:{token - entry.lo} was not legal"
         expected = vocabulary.feature_rows(number, encoded.features[stage * width : (stage + 1) * width])

@@ -454,9 +454,9 @@ def test_a_small_conversation_in_tokens() -> None:
 
 
 GOLDEN = [
-    "who:1 service:8 host:0 host:0 extent:2 arp_shape:0 iat:0",
+    "who:1 service:8 host:0 host:0 extent:1 arp_shape:0 iat:0",
     "who:3 arp_shape:1 iat:78",
-    "who:1 service:1 host:3 host:3 port:5 port:0 extent:2 udp_shape:2 length:22 kind:6 iat:36",
+    "who:1 service:1 host:3 host:3 port:5 port:0 extent:1 udp_shape:2 length:22 kind:6 iat:36",
     "who:3 udp_shape:2 length:38 kind:10 iat:124",
     "who:1 service:0 host:3 host:3 port:6 port:0 extent:8 tcp_shape:0 stack:0 iat:62",
     "who:3 tcp_shape:148 stack:6 byte:64 byte:0 byte:5 window:113 byte:20 byte:2 byte:4 byte:5 byte:180 "

@@ -69,4 +69,5 @@ def test_an_extent_is_like_one_of_its_labels_sessions() -> None:
     assert 1_400_000_000 < min(durations_ns) < max(durations_ns) < 2_900_000_000
     assert all(drawn(seed, prompted=500)[0] > 500 for seed in range(50))
     assert drawn(1, "dns") == drawn(1, prompted=2_000) == drawn(1, packets=0.0) == NO_EXTENT
-    assert drawn(1, packets=12.0) == (12, UNKNOWN, UNKNOWN)
+    assert drawn(1, packets=12.0) == (12, UNKNOWN, 7) and drawn(1, packets=3.0) == (3, UNKNOWN, 3)
+    assert drawn(1, "dns", packets=12.0) == drawn(1, prompted=5, packets=12.0) == (12, UNKNOWN, UNKNOWN)

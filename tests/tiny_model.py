@@ -13,6 +13,7 @@ from netssmd.model.checkpoint import save_checkpoint
 from netssmd.model.config import ModelConfig
 
 LABELS = ("dns", "video-dash", "web")
+EXTENT = [[30, None, 3], [100, None, 6]]  # packets, milliseconds, flows
 
 
 def tiny_vocabulary() -> Vocabulary:
@@ -34,15 +35,13 @@ def tiny_model(folder: Path, seed: int = 1) -> Path:
         elif name.endswith("dt_bias"):
             tensors[name] -= 3.0
     card = "A model of random numbers, for tests.\n"
-    save_checkpoint(folder, config, vocabulary.to_json(), tensors, card, conduct={"tokens": brisk(vocabulary)})
+    conduct = {"tokens": brisk(vocabulary), "extents": dict.fromkeys(LABELS, EXTENT)}
+    save_checkpoint(folder, config, vocabulary.to_json(), tensors, card, conduct=conduct)
     return folder
 
 
 def brisk(vocabulary: Vocabulary) -> dict[str, list[list[int]]]:
-    """All tokens but those of gaps beyond a fifth of a second and of flows beyond 40 packets."""
-    runs, at = [], 0
-    for field, bins, most in ((v.IAT, v.IAT_BINS, 200_000_000), (v.EXTENT, v.FLOW_EXTENT, 40)):
-        lo = vocabulary.fields[field].lo
-        runs.append([at, lo + bins.find(most)])
-        at = lo + bins.count
-    return {label: [*runs, [at, vocabulary.size]] for label in LABELS}
+    """All tokens but those of gaps beyond a fifth of a second."""
+    lo = vocabulary.fields[v.IAT].lo
+    runs = [[0, lo + v.IAT_BINS.find(200_000_000)], [lo + v.IAT_BINS.count, vocabulary.size]]
+    return dict.fromkeys(LABELS, runs)

@@ -12,16 +12,15 @@ names the page, which says at its top by which command it was made (docs/codecs.
 from __future__ import annotations
 
 import csv
-import hashlib
 import json
 import subprocess
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
+from stages import Stages
 
 CODECS = {"context": "context codec", "bytes": "byte codec"}  # the first one's report gives the floors
 # About as many parameters for each: most of the context codec's rows are tokens and features, the byte codec has few.
@@ -63,35 +62,6 @@ class Plan:
     packets: int
     labels: tuple[str, ...]
     evaluate: tuple[str, ...]
-
-
-class Stages:
-    """Runs commands once: a stage is complete when its stamp holds the same command and the stages before it."""
-
-    def __init__(self, out: Path) -> None:
-        self.out = out
-        self.seconds: dict[str, float] = {}
-        self._before = ""
-
-    def begin(self) -> None:
-        """A new row of stages that do not depend on those so far."""
-        self._before = ""
-
-    def run(self, name: str, *argv: str) -> None:
-        stamp = self.out / f"{name}.done"
-        wanted = hashlib.sha256("\0".join((self._before, *argv)).encode()).hexdigest()
-        self._before = wanted
-        if stamp.is_file() and (known := json.loads(stamp.read_text()))["command"] == wanted:
-            self.seconds[name] = known["seconds"]
-            click.echo(f"== {name}: done before", err=True)
-            return
-        click.echo(f"== {name}: netssmd {' '.join(argv)}", err=True)
-        began = time.monotonic()
-        result = subprocess.run([sys.executable, "-m", "netssmd", *argv], check=False, stdout=subprocess.DEVNULL)
-        if result.returncode:
-            raise click.ClickException(f"{name} ended with {result.returncode}; the stages before it are kept")
-        self.seconds[name] = time.monotonic() - began
-        stamp.write_text(json.dumps({"command": wanted, "seconds": self.seconds[name]}) + "\n")
 
 
 def codec(plan: Plan, stages: Stages, name: str) -> None:

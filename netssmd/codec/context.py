@@ -493,18 +493,12 @@ class Context:
         if self.flows_opened < self.extent[2]:
             return vocab.WHO_NEW
         if self.unfinished:
-            return vocab.WHO_FLOW if self.extent[2] != UNKNOWN or self.is_spent() else vocab.WHO_NEW
+            return vocab.WHO_FLOW if self.extent[2] != UNKNOWN else vocab.WHO_NEW
         return vocab.WHO_END
 
     def is_complete(self) -> bool:
         """All flows that were told have had all their packets: nothing can follow but END."""
-        if self.extent[2] == UNKNOWN:
-            return self.is_spent() and not self.unfinished
-        return self.flows_opened >= self.extent[2] and not self.flows
-
-    def is_spent(self) -> bool:
-        """Of a session that was ordered by packets alone, all are had or owed."""
-        return self.extent[0] != UNKNOWN and self.extent[2] == UNKNOWN and self.packets + self.owed >= self.extent[0]
+        return self.extent[2] != UNKNOWN and self.flows_opened >= self.extent[2] and not self.flows
 
     def who_limit(self) -> int:
         """Number of legal members of WHO."""
@@ -560,14 +554,10 @@ class Context:
             return 0, legal
         return 36 * (vocab.FLAGS_FIN if left <= 2 else vocab.FLAGS_ACK), legal
 
-    def drawable_extents(self, flow: Flow, shortest: int) -> tuple[int, int]:
-        """Members of EXTENT (from, to) that may be drawn: a TCP flow has `shortest` packets at least; one of a session
-        that was ordered by packets alone no more than are left."""
-        floor = vocab.FLOW_EXTENT.find(shortest) if flow.transport == TCP else 0
-        if self.extent[0] == UNKNOWN or self.extent[2] != UNKNOWN:
-            return floor, vocab.EXTENT_UNTOLD
-        left = max(1, self.extent[0] - self.packets - self.owed)
-        return floor, max(floor, vocab.FLOW_EXTENT.find(left)) + 1
+    def to_share(self) -> tuple[int, int]:
+        """Packets of the session that no flow has had or owes, and the flows that share them: the one just opened and
+        those to come."""
+        return self.extent[0] - self.packets - self.owed, max(1, self.extent[2] - self.flows_opened + 1)
 
     def acked_limit(self, peer: Side) -> int:
         return max(1, min(vocab.MAX_ADVANCE, len(peer.ends) - 1))

@@ -16,6 +16,7 @@ from netssmd.codec import context as cx
 from netssmd.codec import vocab as v
 from netssmd.codec.context import Context, Flow, Host, IdentitySource, Service, Side
 from netssmd.codec.encoder import Encoded
+from netssmd.codec.extents import FEW, drawable_extents, extent_bounds
 from netssmd.codec.kinds import KINDS, least_length
 from netssmd.codec.vocab import IAT_BINS, LENGTH_BINS, WINDOW_BINS, Stack, Vocabulary
 from netssmd.packet.render import render
@@ -355,11 +356,8 @@ class Decoder:
         elif field == v.RANK_LOW:
             count = context.rank_low_limit(self._rank_high)
         elif field == v.EXTENT:
-            assert self._flow is not None
-            if self.habits.untold:
-                floor, count = v.EXTENT_UNTOLD, entry.size
-            else:
-                floor, count = context.drawable_extents(self._flow, self.habits.shortest)
+            if self._made_up:
+                floor, count = self._drawable_extents()
         elif self._flow is not None:
             side = self._flow.sides[self._direction]
             if field == v.TCP_SHAPE:
@@ -438,14 +436,29 @@ class Decoder:
         else:
             self._protocol = v.PROTOCOLS[member]
 
+    def _drawable_extents(self) -> tuple[int, int]:
+        """Members of EXTENT (from, to): a session that is not told its packets and flows cannot share them out."""
+        context, flow = self.context, self._flow
+        assert flow is not None
+        if self.habits.untold or context.extent[0] == cx.UNKNOWN or context.extent[2] == cx.UNKNOWN:
+            return v.EXTENT_UNTOLD, v.EXTENT_UNTOLD + 1
+        left, flows = context.to_share()
+        return drawable_extents(left, flows, self.habits.shortest if flow.transport == TCP else 1)
+
     def _expect(self, member: int) -> None:
         """How many packets the new flow is to have."""
         flow = self._flow
         assert flow is not None
-        if member != v.EXTENT_UNTOLD:
-            edges = v.FLOW_EXTENT.edges
-            packets = edges[member] + self.source.within(edges[member + 1] - edges[member])
-            self.context.expect(flow, max(1, packets), self._ending(flow))
+        if member == v.EXTENT_UNTOLD:
+            return
+        left, flows = self.context.to_share()
+        least, end = extent_bounds(member, left, flows)
+        packets = least + self.source.within(end - least)
+        if self._made_up:
+            packets = min(packets, max(FEW, left - flows + 1))
+            if flow.transport == TCP:
+                packets = max(packets, self.habits.shortest)
+        self.context.expect(flow, packets, self._ending(flow))
 
     def _ending(self, flow: Flow) -> int:
         habits = self.habits

@@ -7,12 +7,13 @@ the order in which `codec.decoder` asks for them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any, Final
 
 from netssmd.codec import context as cx
 from netssmd.codec import vocab as v
 from netssmd.codec.context import Context, Flow, Host, Service, Side
+from netssmd.codec.extents import extent_bounds, extent_member
 from netssmd.codec.kinds import kind_of
 from netssmd.codec.vocab import IAT_BINS, LENGTH_BINS, WINDOW_BINS, Stack, Statistics, Vocabulary
 from netssmd.packet.wire import (
@@ -66,7 +67,7 @@ class Encoded:
 class Encoder:
     """Encodes one session. Call `packet` for each packet, then `end` if the session came to its own end.
 
-    `extents` are the packets of its flows, if they are known: the `flow_packets` of what was encoded before.
+    `known`: the same session, encoded before; it tells how many packets there will be, and of each flow.
     """
 
     def __init__(
@@ -74,9 +75,10 @@ class Encoder:
         vocabulary: Vocabulary,
         statistics: Statistics | None = None,
         max_flows: int = v.MAX_FLOWS,
-        extents: Sequence[int] = (),
+        known: Encoded | None = None,
     ) -> None:
-        self._extents: list[int] = list(extents)
+        self._extents: list[int] = [] if known is None else known.flow_packets
+        self._packets: int = 0 if known is None else known.packets
         self.vocabulary: Vocabulary = vocabulary
         self.context: Context = Context(vocabulary, max_flows)
         self.encoded: Encoded = Encoded()
@@ -300,10 +302,12 @@ class Encoder:
             self._put(v.EXTENT, v.EXTENT_UNTOLD)
             return
         packets = self._extents[flow.number]
-        member = v.FLOW_EXTENT.find(packets)
+        context = self.context
+        left, flows = self._packets - context.packets - context.owed, len(self._extents) - flow.number
+        member = extent_member(packets, left, flows)
         self._put(v.EXTENT, member)
-        self.encoded.identities.append(packets - v.FLOW_EXTENT.edges[member])
-        self.context.expect(flow, packets)
+        self.encoded.identities.append(packets - extent_bounds(member, left, flows)[0])
+        context.expect(flow, packets)
 
     def _put_host(self, headers: Headers, originator: Host | None) -> Host:
         """Tell a host: the source if `originator` is None, else the destination."""

@@ -27,9 +27,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
+from netssmd.codec import extents
 from netssmd.codec.kinds import KINDS
 
-FORMAT: Final = 2
+FORMAT: Final = 3
 
 # Fields, in the order in which a packet's tokens can come. `Vocabulary.fields[WHO]` and so on.
 WHO: Final = 0
@@ -208,11 +209,9 @@ IAT_BINS: Final = LogBins(512, 1 << 44, 8)  # nanoseconds: 0, 1..511, then 512 n
 LENGTH_BINS: Final = LogBins(1, 65536, 8)
 WINDOW_BINS: Final = LogBins(1, 65536, 8)
 
-# EXTENT: how many packets a new flow is to have; tail: not told.
+# What is left of a flow's extent and of its session's, for the model to see their end from afar.
 FLOW_EXTENT: Final = LogBins(1, 1 << 20, 4)
-EXTENT_UNTOLD: Final = FLOW_EXTENT.count
-
-# What is left of a session's extent, for the model to see its end from afar.
+EXTENT_UNTOLD: Final = extents.UNTOLD
 PACKETS_LEFT: Final = LogBins(1, 1 << 20, 4)
 TIME_LEFT: Final = LogBins(1, 1 << 22, 2)  # milliseconds: to an hour
 FLOWS_LEFT: Final = LogBins(1, 1 << 14, 4)
@@ -255,6 +254,7 @@ FLOW_STATE: Final = 1  # of TCP: the speaker's state * TCP_STATES + its peer's
 TCP_STATES: Final = 6
 LEFT: Final = 14  # the first of the features that say what is left: `packets_left` to `others_left`
 LEFT_COUNT: Final = 6
+FLOW_LEFT: Final = LEFT + 3
 LEFT_BINS: Final = (PACKETS_LEFT, TIME_LEFT, FLOWS_LEFT)
 MILLISECOND: Final = 1_000_000  # ns
 STAGE_FEATURES: Final = FEATURE_COUNT - 2  # all but the first and the last, which change from token to token
@@ -429,7 +429,7 @@ class Vocabulary:
             BYTE: (256, 0),
             KIND: (len(KINDS), 0),
             IAT: (IAT_BINS.count + 2, 2),
-            EXTENT: (FLOW_EXTENT.count + 1, 1),
+            EXTENT: (extents.COUNT, 1),
         }
         fields: list[Field] = []
         lo = 0

@@ -135,6 +135,8 @@ def command(
     opened = asked.open(model, backend)
     names = opened.labels if "all" in labels else tuple(dict.fromkeys(labels))
     opened.check_labels(names)
+    if extent is not None:
+        opened.check_extent(names)
     given = {"rtt_ms": rtt, "rate_mbit": rate, "loss_pct": loss}
     seed = secrets.randbits(32) if seed is None else seed
     job = Job(

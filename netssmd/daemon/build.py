@@ -6,7 +6,7 @@ Each function makes one part of what it is given and keeps nothing; service.py p
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -48,6 +48,7 @@ class Model(Protocol):
     @property
     def vocabulary(self) -> Vocabulary | ByteVocabulary: ...
     def backend(self, slots: int) -> Backend: ...
+    def check_extent(self, labels: Iterable[str]) -> None: ...
     def temperatures(self, default: float, by_field: dict[str, float]) -> Temperatures: ...
     def guide(self, label: str) -> Guide: ...
     def session(

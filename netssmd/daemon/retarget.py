@@ -58,6 +58,9 @@ def unfit(config: Config, model: Model) -> list[str]:
     hear(lambda: plan_of(config.addresses, where="addresses"))
     for label in traffic.labels:
         hear(partial(check_labels, model, [label]), "traffic.labels: ")
+    if traffic.extent != "learned":
+        known = [label for label in traffic.labels or model.labels if label in model.labels]
+        hear(partial(model.check_extent, known), "traffic.extent: ")
     for name, value in traffic.temperatures.items():
         hear(partial(model.temperatures, 1.0, {name: value}), "traffic.temperatures: ")
     return mistakes

@@ -99,7 +99,7 @@ class _TimedModel:
     def __init__(self, model: OpenModel) -> None:
         self._model = model
         self.name, self.hash, self.labels, self.vocabulary = model.name, model.hash, model.labels, model.vocabulary
-        self.temperatures, self.guide = model.temperatures, model.guide
+        self.temperatures, self.guide, self.check_extent = model.temperatures, model.guide, model.check_extent
         self.timed: TimedBackend
 
     def backend(self, slots: int) -> Backend:

@@ -8,9 +8,11 @@ a Poisson process (`mean_gap_ns`) with a cap on how many live at once.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
+from typing import Final
 
 from netssmd.codec.context import NO_EXTENT, UNKNOWN
 from netssmd.codec.vocab import FLOWS_LEFT, MILLISECOND, PACKETS, PACKETS_LEFT, TIME_LEFT, LogBins
@@ -71,25 +73,38 @@ def draw_conditions(ranges: Mapping[str, tuple[float, float]], stream: Stream) -
     return drawn
 
 
+NEAREST: Final = 5  # sessions of a label, to be like in the number of flows
+
+
 def draw_extent(
     info: SessionInfo, extents: Mapping[str, Sequence[tuple[int, int, int]]], prompted: int = 0
 ) -> tuple[int, int, int]:
-    """How much a session is to be, for `Context.extent`: as many packets as were ordered (0: not told), or else like
-    one of its label's sessions in `extents` (packets, milliseconds, flows) that is longer than the `prompted` packets.
-    Each number is drawn anew within the bin that the model sees, so that none is told exactly."""
-    ordered = info.conditions.get(PACKETS)
+    """How much a session is to be, for `Context.extent`: as many packets as were ordered (0: not told), among as many
+    flows as one of its label's sessions of about that length had; or else like one of its label's sessions in `extents`
+    (packets, milliseconds, flows) that is longer than the `prompted` packets. Each number is drawn anew within the bin
+    that the model sees, so that none is told exactly."""
+    ordered, of_label = info.conditions.get(PACKETS), extents.get(info.label, ())
+    stream = Stream(derive(info.seed, "extent"))
     if ordered is not None:
-        return (round(ordered), UNKNOWN, UNKNOWN) if ordered >= 1 else NO_EXTENT
-    known = [numbers for numbers in extents.get(info.label, ()) if numbers[0] > prompted or numbers[0] == UNKNOWN]
+        near = sorted(shared_out(of_label), key=lambda numbers: abs(math.log(numbers[0] / max(1.0, ordered))))[:NEAREST]
+        if ordered < 1:
+            return NO_EXTENT
+        flows = _nearby(FLOWS_LEFT, near[stream.below(len(near))][2], stream) if near and not prompted else UNKNOWN
+        return round(ordered), UNKNOWN, min(flows, round(ordered))
+    known = [numbers for numbers in of_label if numbers[0] > prompted or numbers[0] == UNKNOWN]
     if not known:
         return NO_EXTENT
-    stream = Stream(derive(info.seed, "extent"))
     packets, milliseconds, flows = known[stream.below(len(known))]
     packets = _nearby(PACKETS_LEFT, packets, stream)
     milliseconds = _nearby(TIME_LEFT, milliseconds, stream)
     flows = _nearby(FLOWS_LEFT, flows, stream)
     duration_ns = milliseconds * MILLISECOND if milliseconds != UNKNOWN else UNKNOWN
     return packets, duration_ns, UNKNOWN if prompted else flows
+
+
+def shared_out(extents: Sequence[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
+    """Those that tell how many packets a session had, and how many flows."""
+    return [numbers for numbers in extents if numbers[0] > 0 and numbers[2] != UNKNOWN]
 
 
 def _nearby(bins: LogBins, number: int, stream: Stream) -> int:

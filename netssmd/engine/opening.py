@@ -19,11 +19,11 @@ from netssmd.codec.decoder import Decoder, Recorded
 from netssmd.codec.encoder import Encoder
 from netssmd.codec.kinds import KINDS
 from netssmd.codec.timing import FittedGaps, Gaps, RecordedGaps, SampledGaps
-from netssmd.codec.vocab import PACKETS, Repertoire, Vocabulary
+from netssmd.codec.vocab import Repertoire, Vocabulary
 from netssmd.engine.byte_options import NO_OPTIONS, ByteOptions
 from netssmd.engine.guide import Guide
 from netssmd.engine.identities import FreshIdentities
-from netssmd.engine.mix import draw_extent
+from netssmd.engine.mix import draw_extent, shared_out
 from netssmd.engine.plan import AddressPlan
 from netssmd.engine.repetition import Repetition
 from netssmd.engine.sampling import Stream, derive
@@ -84,6 +84,20 @@ class OpenModel:
             if name not in self.labels:
                 raise UsageError(
                     f"unknown label {name!r}: {nearest(name, self.labels, 'the labels of this model are')}"
+                )
+
+    def check_extent(self, labels: Iterable[str]) -> None:
+        """Raises UsageError if a session of one of these labels cannot be ordered by its number of packets."""
+        if isinstance(self.vocabulary, ByteVocabulary):
+            raise UsageError(
+                f"{self.name}: a model of the byte codec is not told how long a session is to be; leave extent out, or "
+                "cut sessions by packets"
+            )
+        for label in labels:
+            if not shared_out(self.conduct.extents.get(label, ())):
+                raise UsageError(
+                    f"{self.name} has no session of {label!r} to tell how packets are shared out among flows; leave "
+                    "extent out, or cut sessions by packets"
                 )
 
     def temperatures(self, default: float, by_field: Mapping[str, float]) -> Temperatures:
@@ -161,11 +175,6 @@ class OpenModel:
         payload: str,
     ) -> Session:
         """A session of the byte codec: addresses of the plan in place of the generated ones, unless they are kept."""
-        if PACKETS in info.conditions:
-            raise UsageError(
-                f"{self.name}: a model of the byte codec is not told how long a session is to be; leave extent out, or "
-                "cut sessions by packets"
-            )
         options = self.options
         stream = Stream(derive(info.seed, "timing"))
         gaps: Gaps = FittedGaps(vocabulary.timing, info.label, stream)

@@ -57,13 +57,13 @@ class ContextCodec:
             encoder, _ = self._encode(kept, vocabulary)
         whole = whole and not (isinstance(packets, Salvage) and packets.damage)
         if whole and kept and zlib.crc32(kept[0][1]) % 10:
-            encoder, _ = self._encode(kept, vocabulary, encoder.encoded.flow_packets)
+            encoder, _ = self._encode(kept, vocabulary, encoder.encoded)
         return [as_arrays(encoder.encoded, vocabulary, len(escaped))]
 
     def _encode(
-        self, packets: Sequence[Any], vocabulary: Vocabulary, extents: Sequence[int] = ()
+        self, packets: Sequence[Any], vocabulary: Vocabulary, known: Encoded | None = None
     ) -> tuple[Encoder, set[int]]:
-        encoder, escaped = Encoder(vocabulary, extents=extents), set()
+        encoder, escaped = Encoder(vocabulary, known=known), set()
         for at, (ts_ns, data, orig_len) in enumerate(packets):
             before = encoder.encoded.escaped
             encoder.packet(ts_ns, data, orig_len)

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from netssmd.codec import vocab as v
 from netssmd.codec.context import FIN_ACKED, FIN_SENT, OPEN, SYN_SENT
-from netssmd.codec.vocab import FLOW_STATE, LEFT, LEFT_BINS, TCP_STATES, Vocabulary
+from netssmd.codec.vocab import FLOW_LEFT, FLOW_STATE, LEFT, LEFT_BINS, TCP_STATES, Vocabulary
 from netssmd.learn.dataset import Shard
 from netssmd.model.conduct import MOST_EXTENTS
 
@@ -22,9 +22,10 @@ RSTS = (v.FLAGS_RST, v.FLAGS_RST + 1)
 
 
 def conduct(shard: Shard, vocabulary: Vocabulary) -> dict[str, Any]:
-    """Extents are told to the bins that the model sees; those of sessions that were cut are left out."""
+    """Extents are told to the bins that the model sees; those of sessions that were cut are left out. Sessions are not
+    to be told their duration: they are better without (docs/experiments.md, "What a session is told")."""
     labels = vocabulary.labels
-    extents: dict[str, list[list[int]]] = {label: [] for label in labels}
+    extents: dict[str, list[list[int | None]]] = {label: [] for label in labels}
     used = np.zeros((len(labels), vocabulary.size), np.bool_)
     answered, early, late = np.zeros((3, len(labels)), int)  # connections; reset before and after a side had closed
     established, closed = np.zeros((2, len(labels)), int)  # connections; closed by both sides
@@ -39,7 +40,8 @@ def conduct(shard: Shard, vocabulary: Vocabulary) -> dict[str, Any]:
         used[label, tokens] = True
         states = shard.features[begin:end, FLOW_STATE].astype(int) - vocabulary.feature_base[FLOW_STATE]
         told = (tokens >= length.lo) & (tokens < length.lo + v.EXTENT_UNTOLD) & (states < TCP_STATES**2)
-        lengths[label] += (tokens[told] - length.lo).tolist()
+        owed = shard.features[begin:end, FLOW_LEFT].astype(int) - vocabulary.feature_base[FLOW_LEFT] - 1
+        lengths[label] += owed[np.flatnonzero(told) + 1].tolist()  # as the next token is told it
         at = np.flatnonzero((tokens >= shape.lo) & (tokens < shape.lo + 36 * v.FLAGS_OTHER))
         classes = (tokens[at] - shape.lo) // 36
         answered[label] += np.isin(classes, SYN_ACKS).sum()
@@ -53,9 +55,9 @@ def conduct(shard: Shard, vocabulary: Vocabulary) -> dict[str, Any]:
         if tokens[-1] == vocabulary.end:
             left = shard.features[begin, LEFT:][: len(LEFT_BINS)].astype(int)
             left -= np.array(vocabulary.left_base[: len(LEFT_BINS)]) + 1
-            numbers = [bins.edges[max(0, member)] for bins, member in zip(LEFT_BINS, left, strict=True)]
-            if numbers[2]:  # without flows it is no session to be like
-                extents[labels[label]].append(numbers)
+            packets, _, flows = [bins.edges[max(0, member)] for bins, member in zip(LEFT_BINS, left, strict=True)]
+            if flows:  # without flows it is no session to be like
+                extents[labels[label]].append([packets, None, flows])
     return {
         "resets": {
             label: round(float(early[i] / max(early[i], answered[i])), 4) if early[i] > RARELY * answered[i] else 0.0
@@ -82,7 +84,7 @@ def _resolution(used: npt.NDArray[np.bool_], vocabulary: Vocabulary) -> int:
     return MICROSECOND if bins and whole else 1
 
 
-def _thinned(known: list[list[int]]) -> list[list[int]]:
+def _thinned(known: list[list[int | None]]) -> list[list[int | None]]:
     return known[:: max(1, -(-len(known) // MOST_EXTENTS))]
 
 
