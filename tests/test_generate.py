@@ -55,6 +55,22 @@ def test_same_seed_same_bytes_whatever_threads_and_batch(model: str, tmp_path: P
     assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
 
 
+def test_an_order_that_the_model_cannot_keep_to_is_refused_at_once(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    conduct = Path(model) / "conduct.json"
+    whole = conduct.read_text()
+    conduct.write_text(json.dumps(json.loads(whole) | {"extents": {"web": [[50, None, 4]]}}))
+    try:
+        assert generate(model, "--label", "web", "--extent", 60, "--seed", 5, "-o", tmp_path / "web.pcap") == 0
+        assert 30 < len(packets_of(tmp_path / "web.pcap")) < 130
+        assert generate(model, "--label", "all", "--extent", 60, "-o", tmp_path / "all.pcap") == 2
+    finally:
+        conduct.write_text(whole)
+    assert "no session of 'dns' to tell how packets are shared out" in capsys.readouterr().err
+    assert not (tmp_path / "all.pcap").exists()
+
+
 def test_a_folder_holds_each_session_a_ledger_and_a_manifest(model: str, tmp_path: Path) -> None:
     out = tmp_path / "out"
     arguments = ("--label", "all", "--sessions", 3, "--seed", 5, "--rtt", 20, "--loss", 0, "--max-packets", 50)

@@ -11,12 +11,14 @@ import pytest
 from live_daemon import LiveDaemon, wait_for
 from test_pause import run
 from test_service import FakeModel, check_files, config
+from tiny_model import tiny_model
 
 from netssmd.daemon import retarget
 from netssmd.daemon.config import Config, parse
 from netssmd.daemon.report import Report
 from netssmd.daemon.retarget import RUNTIME, changed_keys, unfit
 from netssmd.daemon.service import Service
+from netssmd.engine.opening import open_model
 from netssmd.engine.session import Limits
 from netssmd.errors import UsageError
 
@@ -53,6 +55,17 @@ mac_prefix = "zz"
         "engine.slots", "addresses", "traffic.labels", "traffic.labels",
     ]  # fmt: skip
     assert "write traffic.concurrency (32) or more" in mistakes[0] and "did you mean label-1" in mistakes[3]
+
+
+def test_an_order_that_a_model_cannot_keep_to_is_a_mistake(tmp_path: Path) -> None:
+    model = open_model(str(tiny_model(tmp_path / "tiny")))
+    (tmp_path / "tiny" / "conduct.json").write_text("{}")
+    ignorant = open_model(str(tmp_path / "tiny"))
+    for extent, kept in (('"learned"', True), ('"unknown"', True), ("100", False), ("[10, 20]", False)):
+        ordered = parse(f"[traffic]\nextent = {extent}\n", "x")
+        mistakes = unfit(ordered, ignorant)
+        assert unfit(ordered, model) == [] and (mistakes == []) is kept
+    assert "traffic.extent: " in mistakes[0] and "no session of 'dns'" in mistakes[0]
 
 
 SETTINGS = (

@@ -59,8 +59,8 @@ def unfit(config: Config, model: Model) -> list[str]:
     for label in traffic.labels:
         hear(partial(check_labels, model, [label]), "traffic.labels: ")
     if traffic.extent != "learned":
-        known = [label for label in traffic.labels or model.labels if label in model.labels]
-        hear(partial(model.check_extent, known), "traffic.extent: ")
+        told = () if traffic.extent == "unknown" else traffic.labels or model.labels
+        hear(partial(model.check_extent, [label for label in told if label in model.labels]), "traffic.extent: ")
     for name, value in traffic.temperatures.items():
         hear(partial(model.temperatures, 1.0, {name: value}), "traffic.temperatures: ")
     return mistakes
