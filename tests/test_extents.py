@@ -8,7 +8,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from netssmd.codec.extents import FEW, REST, UNTOLD, drawable_extents, extent_bounds, extent_member
+from netssmd.codec.extents import FEW, REST, UNTOLD, drawable_extents, extent_bounds, extent_member, kept_to
 
 sizes = st.integers(1, 1 << 30)
 
@@ -27,7 +27,7 @@ def test_the_bins_leave_nothing_out(left: int, flows: int) -> None:
     members = range(FEW, REST)
     bounds = [extent_bounds(member, left, flows) for member in members]
     assert bounds[0][0] == FEW + 1
-    assert all(a[0] <= b[0] <= max(a[1], b[0]) for a, b in pairwise(bounds))
+    assert all(a[0] <= b[0] <= a[1] for a, b in pairwise(bounds))
 
 
 def test_the_last_flow_has_the_rest() -> None:
@@ -45,14 +45,14 @@ def test_equal_shares_are_one_member_whatever_their_size() -> None:
 
 @given(st.integers(1, 100_000), st.integers(1, 200), st.integers(1, 30), st.integers(0))
 def test_whatever_is_drawn_adds_up(packets: int, flows: int, shortest: int, seed: int) -> None:
-    """As netssmd.codec.decoder draws: within the members that may be drawn, and cut to what leaves one for each."""
+    """Within the members that may be drawn."""
     rng = random.Random(seed)
     left, drawn = packets, []
     for to_come in range(flows, 0, -1):
         floor, end = drawable_extents(left, to_come, shortest)
         assert 0 <= floor < end <= UNTOLD
         least, beyond = extent_bounds(rng.randrange(floor, end), left, to_come)
-        drawn.append(max(shortest, min(rng.randrange(least, beyond), max(FEW, left - to_come + 1))))
+        drawn.append(kept_to(rng.randrange(least, beyond), left, to_come, shortest))
         left -= drawn[-1]
     assert min(drawn) >= shortest
     if packets >= flows:

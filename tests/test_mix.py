@@ -1,5 +1,7 @@
 """The traffic mix: pure sessions, weights, conditions; arrivals in both manners; the rate cap's neighbourhood."""
 
+import pytest
+
 from netssmd.codec.context import NO_EXTENT, UNKNOWN
 from netssmd.engine.mix import SECOND, Arrivals, TrafficMix, default_mix, draw_extent
 from netssmd.engine.session import SessionInfo
@@ -57,8 +59,10 @@ def test_a_total_ends_the_arrivals() -> None:
 def test_an_extent_is_like_one_of_its_labels_sessions() -> None:
     extents = {"web": [(100, 2_000, 7), (900, UNKNOWN, UNKNOWN)]}
 
-    def drawn(seed: int, label: str = "web", prompted: int = 0, **conditions: float) -> tuple[int, int, int]:
-        return draw_extent(SessionInfo(0, label, conditions, seed, 0), extents, prompted)
+    def drawn(
+        seed: int, label: str = "web", prompted: int = 0, prompted_flows: int = 0, **conditions: float
+    ) -> tuple[int, int, int]:
+        return draw_extent(SessionInfo(0, label, conditions, seed, 0), extents, (prompted, prompted_flows))
 
     many = {drawn(seed) for seed in range(200)}
     assert many == {drawn(seed) for seed in range(200)}
@@ -69,5 +73,24 @@ def test_an_extent_is_like_one_of_its_labels_sessions() -> None:
     assert 1_400_000_000 < min(durations_ns) < max(durations_ns) < 2_900_000_000
     assert all(drawn(seed, prompted=500)[0] > 500 for seed in range(50))
     assert drawn(1, "dns") == drawn(1, prompted=2_000) == drawn(1, packets=0.0) == NO_EXTENT
+    assert all(drawn(seed, prompted=3, prompted_flows=6)[2] == 7 for seed in range(50) if drawn(seed)[1] != UNKNOWN)
     assert drawn(1, packets=12.0) == (12, UNKNOWN, 7) and drawn(1, packets=3.0) == (3, UNKNOWN, 3)
-    assert drawn(1, "dns", packets=12.0) == drawn(1, prompted=5, packets=12.0) == (12, UNKNOWN, UNKNOWN)
+    assert drawn(1, "dns", packets=12.0) == (12, UNKNOWN, UNKNOWN)
+
+
+@pytest.mark.parametrize(
+    ("sessions", "least", "most"),
+    [
+        ([(100, 50), (200, 100), (300, 150)], 350, 700),  # queries: as many as there are packets
+        ([(100, 5), (900, 5), (3_000, 5)], 5, 5),  # a film: the same flows, however long
+    ],
+)
+def test_an_order_beyond_what_training_saw_has_the_flows_of_its_kind(
+    sessions: list[tuple[int, int]], least: int, most: int
+) -> None:
+    extents = {"x": [(packets, UNKNOWN, flows) for packets, flows in sessions]}
+    for seed in range(20):
+        info = SessionInfo(0, "x", {"packets": 1_000.0}, seed, 0)
+        packets, _, flows = draw_extent(info, extents)
+        assert packets == 1_000 and least <= flows <= most
+        assert draw_extent(info, extents, shortest=400)[2] == 2

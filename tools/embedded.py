@@ -43,6 +43,7 @@ tokens = 120_000
 path = "{path}"
 name = "lab"
 """
+MANIFEST = "manifest.csv"
 SHOWN = ("HEADLINES", "ROUND TRIPS", "SESSIONS", "PACKETS", "TCP FLOWS", "REFEREES")
 
 Score = dict[str, Any]  # of a report: synthetic, floor, real
@@ -50,13 +51,11 @@ Score = dict[str, Any]  # of a report: synthetic, floor, real
 
 def measured(captures: Path, target: Path, factor: float) -> Path:
     """The captures (hard links where the file system has them) with `rtt_ms` times `factor` in their manifest."""
-    if (target / "manifest.csv").is_file():
-        return target
-    shutil.copytree(captures, target, copy_function=_link, dirs_exist_ok=True)
-    with open(captures / "manifest.csv", newline="") as file:
+    shutil.rmtree(target, ignore_errors=True)
+    shutil.copytree(captures, target, copy_function=_link, ignore=shutil.ignore_patterns(MANIFEST))
+    with open(captures / MANIFEST, newline="") as file:
         rows = list(csv.DictReader(file))
-    (target / "manifest.csv").unlink()
-    with open(target / "manifest.csv", "w", newline="") as file:
+    with open(target / MANIFEST, "w", newline="") as file:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
         for row in rows:
@@ -72,7 +71,7 @@ def _link(source: str, target: str) -> None:
         shutil.copyfile(source, target)
 
 
-def with_temperature(trained: Path, model: Path, temperature: float, captures: str) -> None:
+def with_temperature(trained: Path, model: Path, temperature: float, data: str) -> None:
     """The model of a training with a temperature for all its fields, and a card that says where it comes from."""
     shutil.rmtree(model, ignore_errors=True)
     shutil.copytree(trained, model)
@@ -82,7 +81,7 @@ def with_temperature(trained: Path, model: Path, temperature: float, captures: s
     card = model / "README.md"
     before, labels, rest = card.read_text().partition("| labels |")
     card.write_text(
-        f"{before}| data | {captures} |\n| licence | the project's |\n| drawn at temperature | {temperature:g} |\n"
+        f"{before}| data | {data} |\n| licence | the project's |\n| drawn at temperature | {temperature:g} |\n"
         f"{labels}{rest}"
     )
 
@@ -122,9 +121,11 @@ def asked(headlines: dict[str, Score], trips: dict[str, Score], bits: float) -> 
 
 
 def filled(text: str, parts: dict[str, str]) -> str:
-    """The document with its parts anew."""
+    """The document with its parts anew. Raises ValueError if it has no place for one."""
     for name, part in parts.items():
-        before, _, rest = text.partition(f"<!-- {name} -->\n")
+        before, place, rest = text.partition(f"<!-- {name} -->\n")
+        if not place:
+            raise ValueError(f"no <!-- {name} --> in the document")
         text = f"{before}<!-- {name} -->\n{part}\n<!-- end -->{rest.partition('<!-- end -->')[2]}"
     return text
 
@@ -166,15 +167,17 @@ def main(
     data, run, model, made, report = (output / name for name in ("data", "run", "model", "generated", "report"))
     stages = Stages(output)
     told = measured(captures, output / "captures", rtt_factor)
-    stages.run("prepare", "prepare", str(told), "-o", str(data), "--overwrite")
-    (output / "train.toml").write_text(TRAIN.format(data=data, tokens=tokens, path=run))
-    stages.run("train", "train", "-c", str(output / "train.toml"))
-    with open(told / "manifest.csv", newline="") as file:
+    stages.run("prepare", "prepare", str(told), "-o", str(data), "--overwrite", given=f"round trips x {rtt_factor}")
+    training = TRAIN.format(data=data, tokens=tokens, path=run)
+    (output / "train.toml").write_text(training)
+    stages.run("train", "train", "-c", str(output / "train.toml"), given=training)
+    with open(told / MANIFEST, newline="") as file:
         count = sum(1 for _ in csv.DictReader(file))
     said = f"{count:,} sessions of a traffic lab: real clients and servers across an emulated access link"
     with_temperature(run / "model", model, temperature, said)
     stages.run("generate", "generate", "--model", str(model), "--label", "all", "--sessions", str(sessions),
-               "--max-packets", "12000", "--seed", "7", "-o", f"{made}/", "--overwrite")  # fmt: skip
+               "--max-packets", "12000", "--seed", "7", "-o", f"{made}/", "--overwrite",
+               given=f"temperature {temperature}")  # fmt: skip
     stages.run("evaluate", "evaluate", str(captures), str(made), "-o", str(report), "--split", "val",
                "--synthetic-split", "all", "--referees", printed="evaluate.txt")  # fmt: skip
     bits = [news["bits_per_packet"] for line in (run / "log.jsonl").read_text().splitlines()

@@ -76,11 +76,12 @@ def codec(plan: Plan, stages: Stages, name: str) -> None:
     config = folder / "train.toml"
     segment = 512 if name == "context" else 2048
     quick = plan.hours < 0.1
-    config.write_text(TRAIN.format(
+    training = TRAIN.format(
         data=data, path=run, name=f"reproduce-{name}", hours=plan.hours, streams=16 if name == "context" else 8,
         segment=segment, final_tokens=100_000 if quick else 1_000_000, **SIZES[name],
-    ))  # fmt: skip
-    stages.run(f"{name}-train", "train", "-c", str(config))
+    )  # fmt: skip
+    config.write_text(training)
+    stages.run(f"{name}-train", "train", "-c", str(config), given=training)
     labels = [word for label in plan.labels or ("all",) for word in ("--label", label)]
     stages.run(
         f"{name}-generate", "generate", "--model", f"{run}/model", *labels, "--sessions", str(plan.sessions),

@@ -13,8 +13,8 @@ import click
 
 
 class Stages:
-    """Runs `netssmd` commands: a stage is complete when its stamp in `out` holds the same command and the stages before
-    it. `seconds`: what each took."""
+    """Runs `netssmd` commands: a stage is complete when its stamp in `out` holds the same command, what it was given,
+    and the stages before it. `seconds`: what each took."""
 
     def __init__(self, out: Path) -> None:
         self.out = out
@@ -25,10 +25,11 @@ class Stages:
         """A new row of stages that do not depend on those so far."""
         self._before = ""
 
-    def run(self, name: str, *argv: str, printed: str = "") -> None:
-        """`printed`: the file in `out` that gets what the command prints."""
+    def run(self, name: str, *argv: str, given: str = "", printed: str = "") -> None:
+        """`given`: what the command reads that no stage made, such as a training file. `printed`: the file in `out`
+        that gets what it prints."""
         stamp = self.out / f"{name}.done"
-        wanted = hashlib.sha256("\0".join((self._before, *argv)).encode()).hexdigest()
+        wanted = hashlib.sha256("\0".join((self._before, given, *argv)).encode()).hexdigest()
         self._before = wanted
         if stamp.is_file() and (known := json.loads(stamp.read_text()))["command"] == wanted:
             self.seconds[name] = known["seconds"]

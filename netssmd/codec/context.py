@@ -929,7 +929,7 @@ class Context:
         unfinished = _log2(self.unfinished, 15) * 16 + _log2(self.owed, 15)
         rows = [base[0], base[1], base[2], base[3], base[4] + unfinished, base[5] + others_left]
         if flow is not None and flow.extent != UNKNOWN:
-            rows[3] += 1 + vocab.FLOW_EXTENT.find(max(0, flow.extent - flow.packets))
+            rows[3] += 1 + vocab.FLOW_LEFT_BINS.find(max(0, flow.extent - flow.packets))
         if packets != UNKNOWN:
             asked = flow is not None and flow.packets == 0 and flow.extent == UNKNOWN  # how many packets it is to have
             rows[0] += vocab.left_row(0, packets - self.packets - (self.owed if asked else 0))

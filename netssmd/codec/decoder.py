@@ -16,7 +16,7 @@ from netssmd.codec import context as cx
 from netssmd.codec import vocab as v
 from netssmd.codec.context import Context, Flow, Host, IdentitySource, Service, Side
 from netssmd.codec.encoder import Encoded
-from netssmd.codec.extents import FEW, drawable_extents, extent_bounds
+from netssmd.codec.extents import drawable_extents, extent_bounds, kept_to
 from netssmd.codec.kinds import KINDS, least_length
 from netssmd.codec.vocab import IAT_BINS, LENGTH_BINS, WINDOW_BINS, Stack, Vocabulary
 from netssmd.packet.render import render
@@ -151,7 +151,7 @@ class Habits:
         may_reset: half-closed ones may be reset, too.
         shortest: packets that a TCP flow has at least.
         untold: flows do not tell how many packets they will have.
-        resolution_ns: of times: gaps are multiples of it.
+        resolution_ns: of times: gaps are multiples of it, where their bin holds one.
     """
 
     reset_share: float = cx.UNKNOWN
@@ -443,7 +443,10 @@ class Decoder:
         if self.habits.untold or context.extent[0] == cx.UNKNOWN or context.extent[2] == cx.UNKNOWN:
             return v.EXTENT_UNTOLD, v.EXTENT_UNTOLD + 1
         left, flows = context.to_share()
-        return drawable_extents(left, flows, self.habits.shortest if flow.transport == TCP else 1)
+        return drawable_extents(left, flows, self._shortest(flow))
+
+    def _shortest(self, flow: Flow) -> int:
+        return self.habits.shortest if flow.transport == TCP else 1
 
     def _expect(self, member: int) -> None:
         """How many packets the new flow is to have."""
@@ -455,9 +458,7 @@ class Decoder:
         least, end = extent_bounds(member, left, flows)
         packets = least + self.source.within(end - least)
         if self._made_up:
-            packets = min(packets, max(FEW, left - flows + 1))
-            if flow.transport == TCP:
-                packets = max(packets, self.habits.shortest)
+            packets = kept_to(packets, left, flows, self._shortest(flow))
         self.context.expect(flow, packets, self._ending(flow))
 
     def _ending(self, flow: Flow) -> int:
@@ -1284,7 +1285,8 @@ def _least_quoted(packet: bytes) -> int:
 
 def decode(encoded: Encoded, vocabulary: Vocabulary) -> Iterator[tuple[int, bytes, int]]:
     """Give a session's packets back: ``(ts_ns, data, orig_len)``, exact but for TCP, UDP and ICMP checksums."""
-    decoder = Decoder(vocabulary, Recorded(encoded.identities), encoded.start_ns)
+    extent = encoded.packets, cx.UNKNOWN, len(encoded.flow_packets)
+    decoder = Decoder(vocabulary, Recorded(encoded.identities), encoded.start_ns, extent=extent)
     now_ns = encoded.start_ns
     for token in encoded.tokens:
         decoded = decoder.feed(token)

@@ -51,9 +51,14 @@ def extent_bounds(member: int, left: int, flows: int) -> tuple[int, int]:
     return least, max(least + 1, _least_share(member + 1, left, flows))
 
 
+def kept_to(packets: int, left: int, flows: int, shortest: int) -> int:
+    """A drawn number of packets, cut to what leaves one for each flow to come, or made `shortest`."""
+    return max(shortest, min(packets, max(FEW, left - flows + 1)))
+
+
 def drawable_extents(left: int, flows: int, shortest: int) -> tuple[int, int]:
-    """Members (from, to) that may be drawn: no more than leaves a packet for each flow to come, no less than
-    `shortest`, and for the last flow the rest."""
+    """Members (from, to) that may be drawn: the last flow has the rest, a few packets are no more than leaves one for
+    each flow to come, and no less than `shortest`; `kept_to` holds shares to that."""
     most = left - flows + 1
     if flows <= 1 and most > FEW:
         return REST, REST + 1

@@ -210,7 +210,7 @@ LENGTH_BINS: Final = LogBins(1, 65536, 8)
 WINDOW_BINS: Final = LogBins(1, 65536, 8)
 
 # What is left of a flow's extent and of its session's, for the model to see their end from afar.
-FLOW_EXTENT: Final = LogBins(1, 1 << 20, 4)
+FLOW_LEFT_BINS: Final = LogBins(1, 1 << 20, 4)
 EXTENT_UNTOLD: Final = extents.UNTOLD
 PACKETS_LEFT: Final = LogBins(1, 1 << 20, 4)
 TIME_LEFT: Final = LogBins(1, 1 << 22, 2)  # milliseconds: to an hour
@@ -242,7 +242,7 @@ FEATURES: Final = (
     # new flow's are asked for; the first row: not told
     ("time_left", 1 + TIME_LEFT.count),  # milliseconds, likewise
     ("flows_left", 1 + FLOWS_LEFT.count),  # flows to come, likewise
-    ("flow_left", 1 + FLOW_EXTENT.count),  # packets of this flow, likewise
+    ("flow_left", 1 + FLOW_LEFT_BINS.count),  # packets of this flow, likewise
     ("unfinished", 256),  # flows that are to have more packets, log2; these packets, log2
     ("others_left", 64),  # of the three other most recent flows: not told, nothing, one to three packets, more
     ("service", 2 * SERVICE_PORTS + 1),  # the responder's port, if it is known, else its class; TCP and UDP apart

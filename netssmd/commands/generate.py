@@ -91,7 +91,8 @@ class Finite(click.FloatRange):
 @click.option("--prompt-packets", type=click.IntRange(1), default=100, show_default=True, help="Its first packets.")
 @click.option("--prompt-hosts", type=click.Choice(["keep", "remap"]), default="remap", show_default=True,
               help="Whether its hosts stay who they are.")  # fmt: skip
-@click.option("-t", "--temperature", type=Finite(0, 100), help="Of sampling. Default: 1, or the preset's.")
+@click.option("-t", "--temperature", type=Finite(0, 100),
+              help="Of sampling, times what the model asks for its fields. Default: 1, or the preset's.")  # fmt: skip
 @click.option(
     "--start", metavar="TIME", default="2026-01-01T00:00:00", show_default=True, help="Of the first session, UTC."
 )

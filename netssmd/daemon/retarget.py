@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import msgspec
 from msgspec.structs import replace
 
+from netssmd.codec.vocab import PACKETS
 from netssmd.daemon.addresses import plan_of
 from netssmd.daemon.board import ASKED, Asked
 from netssmd.daemon.config import Config
@@ -103,10 +104,17 @@ def set_rate(service: Service, packets_per_second: float) -> None:
 
 def set_mix(service: Service, labels: Mapping[str, float]) -> None:
     """New weights; a label that is not named, or has 0, starts no more sessions. Raises UsageError."""
-    check_labels(service.model, list(labels))
+    _check(service, list(labels))
     if not any(labels.values()):
         raise UsageError("all weights are 0; give one label a weight above 0")
     _use_mix(service, TrafficMix(dict(labels), service.mix.conditions, service.seed))
+
+
+def _check(service: Service, labels: list[str]) -> None:
+    """Raises UsageError for labels that the model does not know, or cannot keep to the order of packets in force."""
+    check_labels(service.model, labels)
+    if service.mix.conditions.get(PACKETS, (0.0, 0.0))[1] > 0:
+        service.model.check_extent(labels)
 
 
 def _use_mix(service: Service, mix: TrafficMix) -> None:
@@ -127,7 +135,7 @@ def start_sessions(
 ) -> list[str]:
     """Ask for sessions, as many as there is room for; their names. Conditions that are not given are drawn as for the
     mix. The same `seed` gives the same sessions. Raises UsageError for a label that the model does not know."""
-    check_labels(service.model, [label])
+    _check(service, [label])
     board = service.board
     ranges = {**service.mix.conditions, **{name: (value, value) for name, value in conditions.items()}}
     started: list[str] = []
@@ -247,7 +255,7 @@ class Runtime:
 
 RUNTIME: tuple[Runtime, ...] = (
     Runtime(
-        frozenset({"traffic.labels", "traffic.rtt_ms", "traffic.rate_mbit", "traffic.loss_pct"}),
+        frozenset({"traffic.labels", "traffic.extent", "traffic.rtt_ms", "traffic.rate_mbit", "traffic.loss_pct"}),
         _mix,
     ),
     Runtime(frozenset({"traffic.concurrency", "traffic.arrivals", "traffic.sessions"}), _arrivals),

@@ -77,21 +77,27 @@ NEAREST: Final = 5  # sessions of a label, to be like in the number of flows
 
 
 def draw_extent(
-    info: SessionInfo, extents: Mapping[str, Sequence[tuple[int, int, int]]], prompted: int = 0
+    info: SessionInfo,
+    extents: Mapping[str, Sequence[tuple[int, int, int]]],
+    prompted: tuple[int, int] = (0, 0),
+    shortest: int = 1,
 ) -> tuple[int, int, int]:
-    """How much a session is to be, for `Context.extent`: as many packets as were ordered (0: not told), among as many
-    flows as one of its label's sessions of about that length had; or else like one of its label's sessions in `extents`
-    (packets, milliseconds, flows) that is longer than the `prompted` packets. Each number is drawn anew within the bin
-    that the model sees, so that none is told exactly."""
-    ordered, of_label = info.conditions.get(PACKETS), extents.get(info.label, ())
+    """How much a session is to be, for `Context.extent`: as many packets as were ordered (0: not told), or else like
+    one of its label's sessions in `extents` (packets, milliseconds, flows) that is more than the packets and flows of
+    its prompt. Each number is drawn anew within the bin that the model sees, so that none is told exactly. `shortest`:
+    packets that the label's TCP flows have at least."""
+    of_label, ordered = extents.get(info.label, ()), info.conditions.get(PACKETS)
     stream = Stream(derive(info.seed, "extent"))
     if ordered is not None:
-        near = sorted(shared_out(of_label), key=lambda numbers: abs(math.log(numbers[0] / max(1.0, ordered))))[:NEAREST]
         if ordered < 1:
             return NO_EXTENT
-        flows = _nearby(FLOWS_LEFT, near[stream.below(len(near))][2], stream) if near and not prompted else UNKNOWN
-        return round(ordered), UNKNOWN, min(flows, round(ordered))
-    known = [numbers for numbers in of_label if numbers[0] > prompted or numbers[0] == UNKNOWN]
+        flows = _flows_of(round(ordered), shared_out(of_label), shortest, stream)
+        return round(ordered), UNKNOWN, flows if flows == UNKNOWN else max(flows, prompted[1])
+    known = [
+        numbers
+        for numbers in of_label
+        if (numbers[0] == UNKNOWN or numbers[0] > prompted[0]) and (numbers[2] == UNKNOWN or numbers[2] > prompted[1])
+    ]
     if not known:
         return NO_EXTENT
     packets, milliseconds, flows = known[stream.below(len(known))]
@@ -99,7 +105,26 @@ def draw_extent(
     milliseconds = _nearby(TIME_LEFT, milliseconds, stream)
     flows = _nearby(FLOWS_LEFT, flows, stream)
     duration_ns = milliseconds * MILLISECOND if milliseconds != UNKNOWN else UNKNOWN
-    return packets, duration_ns, UNKNOWN if prompted else flows
+    return packets, duration_ns, flows if packets == UNKNOWN else min(flows, packets)
+
+
+def _flows_of(packets: int, known: list[tuple[int, int, int]], shortest: int, stream: Stream) -> int:
+    """Among how many flows a session of so many packets shares them: like a session of about that length, more or fewer
+    as the label's have with their length. `UNKNOWN` where no session tells."""
+    if not known:
+        return UNKNOWN
+    near = sorted(known, key=lambda numbers: abs(math.log(numbers[0] / packets)))[:NEAREST]
+    its_packets, _, its_flows = near[stream.below(len(near))]
+    flows = _nearby(FLOWS_LEFT, its_flows, stream) * (packets / its_packets) ** _growth(known)
+    return max(1, min(round(flows), packets // max(1, shortest)))
+
+
+def _growth(known: list[tuple[int, int, int]]) -> float:
+    """Flows go with the packets of a session to this power, 0 to 1, by least squares."""
+    points = [(math.log(packets), math.log(max(1, flows))) for packets, _, flows in known]
+    x, y = (sum(point[axis] for point in points) / len(points) for axis in (0, 1))
+    spread = sum((point[0] - x) ** 2 for point in points)
+    return min(1.0, max(0.0, sum((p[0] - x) * (p[1] - y) for p in points) / spread)) if spread > 0.0 else 0.0
 
 
 def shared_out(extents: Sequence[tuple[int, int, int]]) -> list[tuple[int, int, int]]:

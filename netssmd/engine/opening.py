@@ -32,7 +32,7 @@ from netssmd.engine.session import NO_LIMITS, Limits, Session, SessionInfo, Temp
 from netssmd.errors import CheckpointError, UsageError
 from netssmd.model.backend import Kind, Sampling, Weights, open_backend
 from netssmd.model.checkpoint import folder_of, load_config_and_codec, model_hash
-from netssmd.model.conduct import NO_CONDUCT, Conduct, load_conduct
+from netssmd.model.conduct import CONDUCT, NO_CONDUCT, Conduct, load_conduct
 from netssmd.packet.mark import render_marked
 from netssmd.packet.payload import PayloadWriter
 from netssmd.packet.pcap import Packet
@@ -53,6 +53,7 @@ class Prompt:
     start_ns: int
     packets: int
     gaps_ns: Sequence[int] = ()
+    flows: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +95,8 @@ class OpenModel:
                 "cut sessions by packets"
             )
         for label in labels:
-            if not shared_out(self.conduct.extents.get(label, ())):
+            known = shared_out(self.conduct.extents.get(label, ()))
+            if not known or not self.vocabulary.tells_extents(label):
                 raise UsageError(
                     f"{self.name} has no session of {label!r} to tell how packets are shared out among flows; leave "
                     "extent out, or cut sessions by packets"
@@ -135,7 +137,9 @@ class OpenModel:
         source: IdentitySource = fresh
         if prompt is not None and keep_hosts:
             source = Recorded(list(prompt.identities), fresh)
-        extent = draw_extent(info, self.conduct.extents, prompt.packets if prompt else 0)
+        habits = self.conduct.habits(info.label, tells_extents=vocabulary.tells_extents(info.label))
+        prompted = (prompt.packets, prompt.flows) if prompt else (0, 0)
+        extent = draw_extent(info, self.conduct.extents, prompted, habits.shortest)
         fixed = [vocabulary.label_row(info.label), *vocabulary.condition_rows(info.conditions)]
         return Session(
             info,
@@ -145,7 +149,7 @@ class OpenModel:
                 mtu=MTU,
                 max_flows=MAX_FLOWS,
                 extent=extent,
-                habits=self.conduct.habits(info.label, tells_extents=vocabulary.tells_extents(info.label)),
+                habits=habits,
             ),
             Stream(derive(info.seed, "tokens")),
             fixed,
@@ -227,7 +231,9 @@ class OpenModel:
         for packet in packets:
             encoder.packet(packet.ts_ns, packet.data, packet.orig_len)
         encoded = encoder.encoded
-        return Prompt(list(encoded.tokens), encoded.identities, encoded.start_ns, encoded.packets)
+        return Prompt(
+            list(encoded.tokens), encoded.identities, encoded.start_ns, encoded.packets, flows=len(encoded.flow_packets)
+        )
 
 
 def _rendering(plan: AddressPlan, snaplen: int) -> Callable[[Headers], tuple[bytes, int]]:
@@ -262,11 +268,15 @@ def open_model(
         )
     sampling, conduct = Sampling(top_k=top_k, top_p=top_p), load_conduct(folder, vocabulary.size)
     if isinstance(vocabulary, ByteVocabulary):
+        if conduct.temperatures:
+            raise CheckpointError(f"{folder / CONDUCT}: temperatures are for the context codec's models; take them out")
         vocabulary.timing.sampled_ns = options.gaps_ns
     else:
-        vocabulary.repertoires = {label: Repertoire(vocabulary.size, conduct.tokens[label])
+        vocabulary.repertoires = {
+            label: Repertoire(vocabulary.size, conduct.tokens[label])
             for label in vocabulary.labels
-            if label in conduct.tokens}
+            if label in conduct.tokens
+        }
     return OpenModel(folder, name, model_hash(folder), vocabulary, kind, sampling, weights, options, conduct)
 
 

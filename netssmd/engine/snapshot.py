@@ -125,7 +125,7 @@ class Kept:
 
 
 KEPT: Final = (
-    Kept(Session, _blank_session, since=frozenset(("_overheard",))),
+    Kept(Session, _blank_session, since=frozenset(("_overheard", "resolution_ns"))),
     Kept(SessionInfo, None),
     Kept(Limits, None),
     Kept(Temperatures, lambda named: Temperatures()),

@@ -22,10 +22,9 @@ RSTS = (v.FLAGS_RST, v.FLAGS_RST + 1)
 
 
 def conduct(shard: Shard, vocabulary: Vocabulary) -> dict[str, Any]:
-    """Extents are told to the bins that the model sees; those of sessions that were cut are left out. Sessions are not
-    to be told their duration: they are better without (docs/experiments.md, "What a session is told")."""
+    """Extents are told to the bins that the model sees; those of sessions that were cut are left out."""
     labels = vocabulary.labels
-    extents: dict[str, list[list[int | None]]] = {label: [] for label in labels}
+    extents: dict[str, list[list[int]]] = {label: [] for label in labels}
     used = np.zeros((len(labels), vocabulary.size), np.bool_)
     answered, early, late = np.zeros((3, len(labels)), int)  # connections; reset before and after a side had closed
     established, closed = np.zeros((2, len(labels)), int)  # connections; closed by both sides
@@ -55,9 +54,9 @@ def conduct(shard: Shard, vocabulary: Vocabulary) -> dict[str, Any]:
         if tokens[-1] == vocabulary.end:
             left = shard.features[begin, LEFT:][: len(LEFT_BINS)].astype(int)
             left -= np.array(vocabulary.left_base[: len(LEFT_BINS)]) + 1
-            packets, _, flows = [bins.edges[max(0, member)] for bins, member in zip(LEFT_BINS, left, strict=True)]
-            if flows:  # without flows it is no session to be like
-                extents[labels[label]].append([packets, None, flows])
+            numbers = [bins.edges[max(0, member)] for bins, member in zip(LEFT_BINS, left, strict=True)]
+            if numbers[2]:  # without flows it is no session to be like
+                extents[labels[label]].append(numbers)
     return {
         "resets": {
             label: round(float(early[i] / max(early[i], answered[i])), 4) if early[i] > RARELY * answered[i] else 0.0
@@ -84,12 +83,12 @@ def _resolution(used: npt.NDArray[np.bool_], vocabulary: Vocabulary) -> int:
     return MICROSECOND if bins and whole else 1
 
 
-def _thinned(known: list[list[int | None]]) -> list[list[int | None]]:
+def _thinned(known: list[list[int]]) -> list[list[int]]:
     return known[:: max(1, -(-len(known) // MOST_EXTENTS))]
 
 
 def _shortest(bins: list[int]) -> int:
-    return v.FLOW_EXTENT.edges[sorted(bins)[len(bins) // 200]]
+    return v.FLOW_LEFT_BINS.edges[sorted(bins)[len(bins) // 200]]
 
 
 def _runs(row: npt.NDArray[np.bool_]) -> list[list[int]]:

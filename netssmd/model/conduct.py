@@ -32,8 +32,8 @@ CONDUCT: Final = "conduct.json"
 MOST_EXTENTS: Final = 256  # of a label
 MOST_ENTRIES: Final = 4096
 MOST_SHORTEST: Final = 1 << 16  # packets
-MOST_RESOLUTION_NS: Final = 1_000_000_000
-MOST_TEMPERATURE: Final = 100.0
+MOST_RESOLUTION_NS: Final = 1_000_000
+TEMPERATURES: Final = (0.001, 100.0)  # or 0: the likeliest token
 MOST_BYTES: Final = 16 << 20
 
 Numbers = tuple[int, int, int]  # packets, milliseconds, flows; UNKNOWN: not told
@@ -153,8 +153,9 @@ def _resolution(value: object) -> int:
 def _temperature(name: str, value: object) -> float:
     if name not in FIELD_NAMES:
         raise ValueError(f"temperatures: there is no field {name[:40]!r}")
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value <= MOST_TEMPERATURE:
-        raise ValueError(f"the temperature of {name} is no number from 0 to {MOST_TEMPERATURE:g}")
+    low, high = TEMPERATURES
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not (value == 0 or low <= value <= high):
+        raise ValueError(f"the temperature of {name} is neither 0 nor a number from {low:g} to {high:g}")
     return float(value)
 
 
