@@ -1129,7 +1129,7 @@ class Decoder:
         if self._made_up:
             quotation = self._quotation(headers)
             if quotation and self._limited:
-                length = len(quotation) if len(quotation) <= length else _least_quoted(quotation)
+                length = min(len(quotation), max(length, _least_quoted(quotation)))
         self._network_header(headers, side, exceptions, False, length > 0)
         headers.payload_len = self._fitting(length, headers)
         headers.body = quotation[: headers.payload_len]
@@ -1279,7 +1279,7 @@ class Decoder:
 
 
 def _least_quoted(packet: bytes) -> int:
-    """Where an ICMP error cuts a packet that it does not quote whole: behind 8 bytes of the transport header."""
+    """What an ICMP error quotes of a packet at the least: up to 8 bytes of the transport header."""
     return (packet[0] & 15) * 4 + 8 if packet[0] >> 4 == 4 else 48
 
 
