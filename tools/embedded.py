@@ -1,8 +1,9 @@
 #!/usr/bin/env python
-"""The embedded model from nothing: trained on a folder of labelled captures, judged beside them, put in its place.
+"""The embedded model: trained on a folder of labelled captures, judged beside them, put in its place.
 
-    python tools/embedded.py captures/lab -o work/               an hour on two cores; the model is work/model
+    python tools/embedded.py captures/lab -o work/               from nothing: an hour on two cores, work/model
     python tools/embedded.py captures/lab -o work/ --install     and make it the embedded one, with its page
+    python tools/embedded.py captures/lab -o work/ --base embedded --tokens 11_000_000       from the one there is
 
 Stages: the captures with their round trips as handshakes see them, prepare, train, generate, evaluate. A stage that is
 complete is not done again; a training that was cut short goes on. `--install` copies the model into the package and
@@ -27,10 +28,12 @@ from netssmd.model.conduct import CONDUCT
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "embedded-model.md"
 TRAIN = """data = "{data}"
+base = "{base}"
 seed = 1
 [model]
 d_state = 32
 [optimizer]
+learning_rate = {rate}
 final_share = 0.03
 [batch]
 drop_left = 0.1
@@ -153,6 +156,7 @@ def install(model: Path, report: Path, printed: Path, bits: float) -> None:
 @click.command(context_settings={"show_default": True})
 @click.argument("captures", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Folder for all stages.")
+@click.option("--base", default="", metavar="MODEL", help="Go on from this model, at a lower learning rate.")
 @click.option("--tokens", type=click.IntRange(1), default=45_000_000, help="Of training.")
 @click.option("--rtt-factor", type=click.FloatRange(0, min_open=True), default=1.28,
               help="What handshakes measure by what the manifest tells: `netssmd evaluate`, ROUND TRIPS.")  # fmt: skip
@@ -160,15 +164,18 @@ def install(model: Path, report: Path, printed: Path, bits: float) -> None:
 @click.option("--sessions", type=click.IntRange(1), default=10, help="Of each label, to judge by.")
 @click.option("--install", "installs", is_flag=True, help="Make it the embedded model and write its page.")
 def main(
-    captures: Path, output: Path, tokens: int, rtt_factor: float, temperature: float, sessions: int, installs: bool
-) -> None:
+    captures: Path, output: Path, base: str, tokens: int, rtt_factor: float, temperature: float, sessions: int,
+    installs: bool,
+) -> None:  # fmt: skip
     """Train a model on CAPTURES, judge it, and install it if wanted."""
     output.mkdir(parents=True, exist_ok=True)
     data, run, model, made, report = (output / name for name in ("data", "run", "model", "generated", "report"))
     stages = Stages(output)
     told = measured(captures, output / "captures", rtt_factor)
-    stages.run("prepare", "prepare", str(told), "-o", str(data), "--overwrite", given=f"round trips x {rtt_factor}")
-    training = TRAIN.format(data=data, tokens=tokens, path=run)
+    like = ["--model", base] if base else []
+    stages.run("prepare", "prepare", str(told), "-o", str(data), "--overwrite", *like,
+               given=f"round trips x {rtt_factor}")  # fmt: skip
+    training = TRAIN.format(data=data, base=base, rate=8e-4 if base else 2e-3, tokens=tokens, path=run)
     (output / "train.toml").write_text(training)
     stages.run("train", "train", "-c", str(output / "train.toml"), given=training)
     with open(told / MANIFEST, newline="") as file:
