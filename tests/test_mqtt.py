@@ -3,25 +3,28 @@ passwords, access lists, a broker that goes and comes back, work for whoever has
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import uvloop
 from live_daemon import LiveDaemon, wait_for
 from mosquitto import ACCESS, Mosquitto, free_port
 from test_control import CALLS, REFUSED
 
 from netssmd import cli
 from netssmd.daemon import fleet, topics
-from netssmd.daemon.broker import password_of, path_of, tls_of
+from netssmd.daemon.broker import client, password_of, path_of, tls_of
 from netssmd.daemon.config import Config, Mqtt, parse
 from netssmd.daemon.control_client import Asker
 from netssmd.errors import ConfigError, NetssmdError, UsageError
@@ -74,6 +77,31 @@ def test_credentials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert path_of("/a/$CREDENTIALS_DIRECTORY", "x") == Path("/a/$CREDENTIALS_DIRECTORY")
     with pytest.raises(ConfigError, match=r"mqtt\.ca_file: cannot be used"):
         tls_of(Mqtt(tls=True, ca_file=str(tmp_path / "none.pem")))
+
+
+@pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_a_socket_that_the_broker_closed_at_once(
+    new_loop: Callable[[], asyncio.AbstractEventLoop], caplog: pytest.LogCaptureFixture
+) -> None:
+    """No traceback for it; for anything else there is one."""
+
+    async def gone() -> None:
+        loop = asyncio.get_running_loop()
+        client(Mqtt(host="127.0.0.1"), [])
+        ours, theirs = socket.socketpair()
+        descriptor = ours.fileno()
+        loop.call_soon(loop.add_writer, descriptor, print)
+        ours.close()
+        await asyncio.sleep(0.01)
+        assert not caplog.records
+        loop.call_soon(os.close, descriptor)
+        await asyncio.sleep(0.01)
+        theirs.close()
+
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        runner.run(gone())
+    (record,) = caplog.records
+    assert record.name == "asyncio" and record.exc_info and record.exc_info[0] is OSError
 
 
 def test_whom_a_command_is_for() -> None:

@@ -6,6 +6,8 @@ process list or a log; `$CREDENTIALS_DIRECTORY/name` in a path is systemd's Load
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import logging
 import os
 import socket
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 CREDENTIALS = "CREDENTIALS_DIRECTORY"
 LARGEST_PACKET = 1 << 20  # that a broker may send us
 MISSING = "MQTT needs aiomqtt: pip install 'netssmd[mqtt]'"
+
+log = logging.getLogger("netssmd")
 
 
 def node_name(settings: Mqtt) -> str:
@@ -101,9 +105,20 @@ def why(error: BaseException, heard: list[str]) -> str:
     return f"{error} ({heard[-1]})" if heard else str(error)
 
 
+def _forgive_gone_sockets(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """An exception handler for a loop. aiomqtt asks for a socket to be watched in the loop's next turn; when a broker
+    has hung up by then, the descriptor is closed. The client finds that out by itself; nobody wants its traceback."""
+    error = context.get("exception")
+    watching = any(name in context.get("message", "") for name in ("add_reader", "add_writer"))
+    if watching and isinstance(error, OSError) and error.errno == errno.EBADF:
+        log.debug("mqtt: the broker hung up before its socket could be watched")
+    else:
+        loop.default_exception_handler(context)
+
+
 def client(settings: Mqtt, heard: list[str], identifier: str = "", will: Any = None) -> aiomqtt.Client:
-    """A client that is not connected yet; `async with` connects. TCP_NODELAY, or else replies wait for 40 ms and
-    more. `heard`: the library's last complaint, see `why`. Raises ConfigError."""
+    """A client on the running loop that is not connected yet; `async with` connects. TCP_NODELAY, or else replies wait
+    for 40 ms and more. `heard`: the library's last complaint, see `why`. Raises ConfigError."""
     try:
         import aiomqtt
     except ImportError:
@@ -111,6 +126,7 @@ def client(settings: Mqtt, heard: list[str], identifier: str = "", will: Any = N
     from paho.mqtt.packettypes import PacketTypes
     from paho.mqtt.properties import Properties
 
+    asyncio.get_running_loop().set_exception_handler(_forgive_gone_sockets)
     logger = logging.Logger("mqtt")
     logger.addHandler(_Heard(heard))
     properties = Properties(PacketTypes.CONNECT)

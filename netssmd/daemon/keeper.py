@@ -273,8 +273,9 @@ class Keeper:
     # --- at the end -----------------------------------------------------------------------------------------------
 
     def last_moment(self) -> None:
-        """The daemon is told to stop: its lanes shall keep their sessions. Call it before `board.stop` is set."""
-        if self._cut_last is None:
+        """The daemon is told to stop: its lanes shall keep their sessions. Call it before `board.stop` is set. A
+        run that is at its own end goes there."""
+        if self._cut_last is None and not self._board.done:
             self._cut_last = self._cut(self._id(), last=True)
             self._board.last_moment = self._cut_last
 
@@ -284,7 +285,7 @@ class Keeper:
         if death is not None:
             if self.resumed is not None and self.newest is None:
                 self._put_aside(self.resumed.saved.path, f"the run that went on from it died of {death!r}")
-        elif self._cut_last is None or self._board.done:
+        elif self._cut_last is None or (self._board.done and not self._cut_last.owes):
             self.store.discard()
         elif self._cut_last.done.is_set() or self._cut_last.error is not None:
             with self._taking, contextlib.suppress(SnapshotError):

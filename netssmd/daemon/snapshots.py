@@ -142,6 +142,11 @@ class Cut:
         """Every engine lane has copied its sessions."""
         return len(self.copies) == len(self.lanes) and self.error is None
 
+    @property
+    def owes(self) -> bool:
+        """Packets of this run were made and not sent."""
+        return any(packet.ts_ns < self.board.end_ns for packet in self.packets)
+
     def finish(self) -> None:
         """In the output lane, while the others stand or after they ended: copy what is held and the board."""
         board, output = self.board, self.output
