@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import frames
@@ -15,6 +16,7 @@ from netssmd.codec.context import MOST_OVERTIME
 from netssmd.codec.decoder import Decoder, Habits
 from netssmd.codec.vocab import Repertoire, Vocabulary
 from netssmd.engine.identities import FreshIdentities
+from netssmd.engine.mix import in_proportion
 from netssmd.engine.opening import open_model
 from netssmd.engine.plan import address_plan
 from netssmd.engine.sampling import Stream
@@ -23,6 +25,7 @@ from netssmd.learn.codec import ContextCodec
 from netssmd.learn.conduct import conduct
 from netssmd.learn.dataset import Shard, session_dtype
 from netssmd.model.conduct import parse_conduct
+from netssmd.packet.wire import TCP
 
 A4, B4 = frames.HOSTS4[:2]
 T0 = 1_700_000_000_000_000_000
@@ -64,9 +67,12 @@ def test_it_tells_resets_lengths_tokens_and_extents() -> None:
     label = MADE.labels[0]
     sessions = [connection(5000 + i, "reset" if i % 4 == 0 else "closed") for i in range(40)]
     said = conduct(shard(*sessions), MADE)
-    assert parse_conduct(json.loads(json.dumps(said)), MADE.size).habits(label, True).reset_share == 0.25
+    read = parse_conduct(json.loads(json.dumps(said)), MADE.size, MADE.service_names())
+    assert read.habits(label, True).reset_share == 0.25
     assert said["shortest"][label] in (5, 6)  # six packets, by their bin
-    assert len(said["extents"][label]) == 40 and {flows for _, _, flows in said["extents"][label]} == {1}
+    service = MADE.service_names()[MADE.service_of(TCP, 443)]
+    assert len(said["extents"][label]) == 40 and all(one[2:] == [1, {service: 1}] for one in said["extents"][label])
+    assert {one.services[MADE.service_of(TCP, 443)] for one in read.extents[label]} == {1}
     used = {token for first, end in said["tokens"][label] for token in range(first, end)}
     assert used == set(shard(*sessions).tokens.tolist())
 
@@ -74,19 +80,19 @@ def test_it_tells_resets_lengths_tokens_and_extents() -> None:
 @pytest.mark.parametrize(("ends", "known"), [(9, True), (5, False)])
 def test_labels_whose_connections_are_left_open_are_not_made_to_close_them(ends: int, known: bool) -> None:
     sessions = [connection(5000 + i, "closed" if i < ends else "open") for i in range(10)]
-    read = parse_conduct(conduct(shard(*sessions), MADE), MADE.size)
+    read = parse_conduct(conduct(shard(*sessions), MADE), MADE.size, MADE.service_names())
     assert read.habits(MADE.labels[0], True).reset_share == (0.0 if known else -1)
 
 
 def test_what_it_says_of_captures_that_begin_in_the_middle_can_be_read() -> None:
     said = conduct(shard(*[connection(5000 + i, "late" if i else "closed") for i in range(10)]), MADE)
-    assert parse_conduct(said, MADE.size).habits(MADE.labels[0], True).reset_share == 1.0
+    assert parse_conduct(said, MADE.size, MADE.service_names()).habits(MADE.labels[0], True).reset_share == 1.0
 
 
 @pytest.mark.parametrize(("gap_ns", "resolution_ns"), [(3_000, 1_000), (2_500, 1), (40_000_000, 1_000)])
 def test_it_tells_the_resolution_of_times(gap_ns: int, resolution_ns: int) -> None:
     said = conduct(shard(connection(5000, "closed"), gap_ns=gap_ns), MADE)
-    assert said["resolution_ns"] == resolution_ns == parse_conduct(said, MADE.size).resolution_ns
+    assert said["resolution_ns"] == resolution_ns == parse_conduct(said, MADE.size, MADE.service_names()).resolution_ns
 
 
 def test_drawn_times_have_the_resolution_of_the_captures(tmp_path: Path) -> None:
@@ -137,11 +143,55 @@ def test_temperatures_of_the_model_and_of_who_asks(tmp_path: Path) -> None:
         ({"temperatures": {"who": -1}}, "temperature of who"),
         ({"temperatures": {"who": True}}, "temperature of who"),
         ({"temperatures": [1]}, "temperatures is no table"),
+        ({"extents": {"web": [[9, 9]]}}, "no list of three numbers and a table"),
+        ({"extents": {"web": [[9, 9, 1, [1]]]}}, "the services of an extent of web is no table"),
+        ({"extents": {"web": [[9, 9, 1, {"gopher": 1}]]}}, "'gopher', which is no service of this model"),
+        ({"extents": {"web": [[9, 9, 1, {"other": 0}]]}}, "impossible number of flows to other"),
     ],
 )
 def test_what_is_wrong_is_named(said: dict[str, object], complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
-        parse_conduct(said, MADE.size)
+        parse_conduct(said, MADE.size, MADE.service_names())
+
+
+@pytest.mark.parametrize("ordered", [None, 90.0])
+def test_a_session_opens_the_flows_that_the_one_it_is_like_had(tmp_path: Path, ordered: float | None) -> None:
+    """To each service as many, whatever is drawn of what may be."""
+    folder = tiny_model(tmp_path / "tiny")
+    vocabulary = open_model(str(folder)).vocabulary
+    assert isinstance(vocabulary, Vocabulary)
+    known, names = vocabulary.ports[0], vocabulary.service_names()
+    wanted = {f"{known}/tcp": 3, f"{known}/udp": 1, "1024-32767/tcp": 1, "32768-65535/udp": 1, "other": 1}
+    (folder / "conduct.json").write_text(json.dumps({"resets": {}, "extents": {"web": [[90, None, 7, wanted]]}}))
+    model, random = open_model(str(folder)), Stream(3)
+    for seed in range(20):
+        conditions = {} if ordered is None else {"packets": ordered}
+        session = model.session(SessionInfo(0, "web", conditions, seed, 0), address_plan())
+        decoder, opened = session.decoder, []
+        assert isinstance(decoder, Decoder)
+        while not session.ended:
+            ranges: list[int] = []
+            masks: list[bytes] = []
+            session.ask([], ranges, [], [], masks)
+            lo, hi = ranges
+            legal = np.flatnonzero(np.frombuffer(masks[0], np.float32)) if masks[0] else np.arange(hi - lo)
+            if decoder.field == v.PORT and decoder.owed:  # "any" may be of another range than it is taken for
+                legal = legal[legal + lo != decoder.base + v.PORT_CLASSES.index("any")]
+            count = decoder.context.flows_opened
+            session.advance(lo + int(legal[random.below(len(legal))]))
+            if decoder.context.flows_opened > count:
+                opened.append(names[decoder.context.flows[0].service])
+        assert Counter(opened) == wanted
+
+
+def test_services_in_proportion() -> None:
+    services = {7: 20, 8: 20, 1: 1, 2: 1, 3: 1}
+    for flows in (-1, 0, 1, 4, 5, 6, 43, 44, 430):
+        owed = in_proportion(services, flows)
+        assert sum(owed.values()) == max(0, flows) and all(count > 0 for count in owed.values())
+        assert len(owed) == min(5, max(0, flows))
+    assert in_proportion(services, 43) == services and in_proportion({}, 5) == {}
+    assert in_proportion(services, 86)[7] == 40
 
 
 def test_a_repertoire_leaves_what_lies_between_the_first_and_the_last_token_that_a_label_says() -> None:

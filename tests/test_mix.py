@@ -5,6 +5,7 @@ import pytest
 from netssmd.codec.context import NO_EXTENT, UNKNOWN
 from netssmd.engine.mix import SECOND, Arrivals, TrafficMix, default_mix, draw_extent
 from netssmd.engine.session import SessionInfo
+from netssmd.model.conduct import Extent
 
 
 def test_session_n_is_the_same_whenever_it_starts() -> None:
@@ -57,12 +58,12 @@ def test_a_total_ends_the_arrivals() -> None:
 
 
 def test_an_extent_is_like_one_of_its_labels_sessions() -> None:
-    extents = {"web": [(100, 2_000, 7), (900, UNKNOWN, UNKNOWN)]}
+    extents = {"web": [Extent(100, 2_000, 7), Extent(900, UNKNOWN, UNKNOWN)]}
 
     def drawn(
         seed: int, label: str = "web", prompted: int = 0, prompted_flows: int = 0, **conditions: float
     ) -> tuple[int, int, int]:
-        return draw_extent(SessionInfo(0, label, conditions, seed, 0), extents, (prompted, prompted_flows))
+        return draw_extent(SessionInfo(0, label, conditions, seed, 0), extents, (prompted, prompted_flows)).extent
 
     many = {drawn(seed) for seed in range(200)}
     assert many == {drawn(seed) for seed in range(200)}
@@ -88,9 +89,9 @@ def test_an_extent_is_like_one_of_its_labels_sessions() -> None:
 def test_an_order_beyond_what_training_saw_has_the_flows_of_its_kind(
     sessions: list[tuple[int, int]], least: int, most: int
 ) -> None:
-    extents = {"x": [(packets, UNKNOWN, flows) for packets, flows in sessions]}
+    extents = {"x": [Extent(packets, UNKNOWN, flows) for packets, flows in sessions]}
     for seed in range(20):
         info = SessionInfo(0, "x", {"packets": 1_000.0}, seed, 0)
-        packets, _, flows = draw_extent(info, extents)
+        packets, _, flows = draw_extent(info, extents).extent
         assert packets == 1_000 and least <= flows <= most
-        assert draw_extent(info, extents, shortest=400)[2] == 2
+        assert draw_extent(info, extents, shortest=400).extent[2] == 2

@@ -41,6 +41,30 @@ def test_a_stream_is_whole_sessions(shard_and_rows: tuple[Shard, Rows], segment:
             np.testing.assert_array_equal(inputs[b, begin:end, 5:], shard.features[where])
 
 
+def test_a_window_is_a_piece_of_a_session(shard_and_rows: tuple[Shard, Rows]) -> None:
+    """From anywhere in it, beginnings included; the state begins anew, the input before it is what stood there."""
+    shard, rows = shard_and_rows
+    streams = Streams(shard, rows, 1, seed=5, window=20)
+    batch = streams.next(20_000)
+    starts = [*np.flatnonzero(batch.reset[0]).tolist(), 20_000]
+    text, places = shard.tokens.tobytes(), []
+    for begin, end in itertools.pairwise(starts[:-1]):
+        assert 1 <= end - begin <= 20
+        piece = batch.targets[0, begin:end]
+        at = text.find(piece.tobytes())
+        found = []
+        while at >= 0:
+            if at % piece.itemsize == 0:
+                found.append(at // piece.itemsize)
+            at = text.find(piece.tobytes(), at + 1)
+        begins, first = shard.sessions["start"], rows.begin[rows.unknown_label]
+        assert batch.rows[0, begin, 0] in [first if at in begins else shard.tokens[at - 1] for at in found]
+        np.testing.assert_array_equal(batch.rows[0, begin + 1 : end, 0], piece[:-1])
+        places += found[:1]
+    beginnings = sum(place in shard.sessions["start"] for place in places)
+    assert 0 < beginnings < len(places) and len(set(places)) > 100
+
+
 def test_packets_of_a_batch_add_up(shard_and_rows: tuple[Shard, Rows]) -> None:
     shard, rows = shard_and_rows
     run = Pass(shard, rows, list(range(len(shard.sessions))), 3)
@@ -48,9 +72,10 @@ def test_packets_of_a_batch_add_up(shard_and_rows: tuple[Shard, Rows]) -> None:
     assert total == pytest.approx(shard.packets, rel=1e-5)
 
 
-def test_going_on_from_a_saved_place(shard_and_rows: tuple[Shard, Rows]) -> None:
+@pytest.mark.parametrize("window", [0, 50])
+def test_going_on_from_a_saved_place(shard_and_rows: tuple[Shard, Rows], window: int) -> None:
     shard, rows = shard_and_rows
-    options = {"seed": 2, "alpha": 0.5, "drop_label": 0.3, "drop_conditions": 0.3}
+    options = {"seed": 2, "alpha": 0.5, "drop_label": 0.3, "drop_conditions": 0.3, "window": window}
     whole, first = Streams(shard, rows, 3, **options), Streams(shard, rows, 3, **options)
     for _ in range(5):
         whole.next(33)

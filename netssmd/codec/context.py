@@ -409,7 +409,7 @@ class Context:
         flow = Flow(self.flows_opened, service.version, service.transport, service.protocol, sides)
         self.flows_opened += 1
         flow.ports = [originator_port, service.port]
-        flow.service = self._service_member(service)
+        flow.service = self.vocabulary.service_of(service.transport, service.port)
         flow.identifier = identifier
         for side in sides:
             pattern = side.host if side.host.known else self.senders[side.direction]
@@ -437,15 +437,6 @@ class Context:
         if len(self.flows) > self.max_flows:
             self.forget(self.flows[-1])
         return flow
-
-    def _service_member(self, service: Service) -> int:
-        if service.transport != TCP and service.transport != UDP:
-            return 0
-        port = service.port
-        member = self.vocabulary.port_index.get(port, -1)
-        if member < 0:
-            member = vocab.SERVICE_PORTS - (1 if port < 1024 else 2 if port < 32_768 else 3)
-        return 1 + member + (vocab.SERVICE_PORTS if service.transport == UDP else 0)
 
     def expect(self, flow: Flow, packets: int, ending: int = ENDS_ANYHOW) -> None:
         """A new flow is to have so many packets, at least one, and to end in this way."""

@@ -172,6 +172,7 @@ class Decoder:
         features: embedding rows that describe the context to the model for that token.
         ended: the session came to its own end; nothing more may be fed.
         clamped: packets of which the tokens said more than the MTU takes, and which were made as long as it is.
+        owed: flows to come, by service; none: whichever come.
     """
 
     __slots__ = (
@@ -179,7 +180,7 @@ class Decoder:
         "_id_mode", "_ip_flags", "_kind", "_length", "_limited", "_made_up", "_network", "_new", "_nobody_yet",
         "_options", "_originator", "_phase", "_port", "_port_member", "_protocol", "_rank_high", "_responder",
         "_sequence", "_service", "_shape", "_stack", "_stage", "_todo", "_transport", "_version", "_window",
-        "clamped", "context", "ended", "features", "habits", "hi", "lo", "mtu", "source", "vocabulary",
+        "clamped", "context", "ended", "features", "habits", "hi", "lo", "mtu", "owed", "source", "vocabulary",
     )  # fmt: skip
 
     def __init__(
@@ -191,9 +192,11 @@ class Decoder:
         max_flows: int = v.MAX_FLOWS,
         extent: tuple[int, int, int] = cx.NO_EXTENT,
         habits: Habits = NO_HABITS,
+        owed: dict[int, int] | None = None,
     ) -> None:
         """`mtu` bounds the packets made of fresh identities; 0: what length fields can say, for recordings. `extent`:
-        see `Context`. `habits`: what is drawn keeps to them."""
+        see `Context`. `habits`: what is drawn keeps to them. `owed`: flows that the session is to open, by member of
+        the feature `service`; None: whichever come."""
         self.vocabulary: Vocabulary = vocabulary
         self.source: IdentitySource = source
         self.context: Context = Context(vocabulary, max_flows)
@@ -202,6 +205,7 @@ class Decoder:
         self.context.extent = extent
         self.mtu: int = mtu
         self.habits: Habits = habits
+        self.owed: dict[int, int] = dict(owed) if owed else {}
         self.ended: bool = False
         self.clamped: int = 0
         self.lo: int = 0
@@ -393,6 +397,45 @@ class Decoder:
             return
         self._phase = _GAP
         self._ask(v.IAT)
+
+    def owed_tokens(self) -> list[int]:
+        """Where a new flow's service is asked for: the tokens, in order, that lead to one that is owed. Empty: all
+        do."""
+        if self._field == v.SERVICE:
+            return self._owed_services()
+        if self._field == v.PORT and self._port < 0:
+            return self._owed_ports()
+        return []
+
+    def _owed_services(self) -> list[int]:
+        owed = [0, 0, 0]  # services: neither, TCP, UDP
+        for service in self.owed:
+            owed[(service + v.SERVICE_PORTS - 1) // v.SERVICE_PORTS] += 1
+        tokens = []
+        for member in range(v.SERVICE_LIKE):
+            kind = member & 3 if member < 8 else 2
+            if owed[1 if kind == 0 else 2 if kind == 1 else 0]:
+                tokens.append(self._base + member)
+        for rank, like in enumerate(self.context.services):
+            token = self._base + v.SERVICE_LIKE + 3 * rank
+            service = self.vocabulary.service_of(like.transport, like.port)
+            same = service in self.owed
+            if same:
+                tokens.append(token)
+            if service and owed[(service + v.SERVICE_PORTS - 1) // v.SERVICE_PORTS] > same:
+                tokens.append(token + 1)  # another port
+            if same:
+                tokens.append(token + 2)
+        return tokens
+
+    def _owed_ports(self) -> list[int]:
+        vocabulary, base = self.vocabulary, self._base
+        ports = v.PORT_CLASS_LIKE + (-1,) * (v.PORT_KNOWN - v.PORT_SAME) + vocabulary.ports
+        return [
+            base + member
+            for member, port in enumerate(ports)
+            if port >= 0 and vocabulary.service_of(self._transport, port) in self.owed
+        ]
 
     def _opening(self, field: int, member: int) -> None:
         if field == v.WHO:
@@ -602,6 +645,9 @@ class Decoder:
         context.remember_service(service)
         flow = context.open_flow(service, port, identifier)
         self._flow = flow
+        left = self.owed.pop(flow.service, 0)
+        if left > 1:
+            self.owed[flow.service] = left - 1
         self._direction = 0
         self._new = True
         return flow

@@ -29,6 +29,7 @@ from typing import Any, Final
 
 from netssmd.codec import extents
 from netssmd.codec.kinds import KINDS
+from netssmd.packet.wire import TCP, UDP
 
 FORMAT: Final = 3
 
@@ -90,6 +91,7 @@ NEAR_HOSTS: Final = 61
 
 # PORT: a class, whose number is an identity; the other side's number; or a known service.
 PORT_CLASSES: Final = ("ephemeral", "registered", "any", "system")
+PORT_CLASS_LIKE: Final = (32_768, 1_024, 65_535, 1)  # a port of each class
 PORT_SAME: Final = len(PORT_CLASSES)
 PORT_KNOWN: Final = PORT_SAME + 1
 
@@ -220,7 +222,8 @@ FLOWS_LEFT: Final = LogBins(1, 1 << 14, 4)
 IAT_BACK: Final = IAT_BINS.count
 IAT_FAR: Final = IAT_BINS.count + 1
 
-SERVICE_PORTS: Final = _PORTS + 3
+SERVICE_RANGES: Final = ("32768-65535", "1024-32767", "0-1023")  # of ports that are not known by themselves
+SERVICE_PORTS: Final = _PORTS + len(SERVICE_RANGES)
 
 # Context features: what the codec knows and tells the model at every step. Each is a row of the embedding table.
 FEATURES: Final = (
@@ -255,6 +258,7 @@ TCP_STATES: Final = 6
 LEFT: Final = 14  # the first of the features that say what is left: `packets_left` to `others_left`
 LEFT_COUNT: Final = 6
 FLOW_LEFT: Final = LEFT + 3
+FLOW_SERVICE: Final = LEFT + LEFT_COUNT  # 0: neither TCP nor UDP
 LEFT_BINS: Final = (PACKETS_LEFT, TIME_LEFT, FLOWS_LEFT)
 MILLISECOND: Final = 1_000_000  # ns
 STAGE_FEATURES: Final = FEATURE_COUNT - 2  # all but the first and the last, which change from token to token
@@ -459,6 +463,20 @@ class Vocabulary:
         """Whether flows of a label ever told how many packets they would have, for all that is known."""
         repertoire, lo = self.repertoires.get(label), self.fields[EXTENT].lo
         return repertoire is None or repertoire.knows(lo, lo + EXTENT_UNTOLD)
+
+    def service_of(self, transport: int, port: int) -> int:
+        """Member of the feature `service` of a flow to this port of its responder."""
+        if transport != TCP and transport != UDP:
+            return 0
+        member = self.port_index.get(port, -1)
+        if member < 0:
+            member = SERVICE_PORTS - (1 if port < 1024 else 2 if port < 32_768 else 3)
+        return 1 + member + (SERVICE_PORTS if transport == UDP else 0)
+
+    def service_names(self) -> list[str]:
+        """Of the members of the feature `service`, as 443/tcp or 1024-32767/udp; members that nothing has are empty."""
+        ports = [str(port) for port in self.ports] + [""] * (_PORTS - len(self.ports)) + list(SERVICE_RANGES)
+        return ["other", *(f"{name}/{what}" if name else "" for what in ("tcp", "udp") for name in ports)]
 
     def begin(self, label: str | None) -> int:
         """The token before a session's first: END, whatever the label."""

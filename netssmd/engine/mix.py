@@ -12,12 +12,13 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import Final
+from typing import Final, NamedTuple
 
 from netssmd.codec.context import NO_EXTENT, UNKNOWN
 from netssmd.codec.vocab import FLOWS_LEFT, MILLISECOND, PACKETS, PACKETS_LEFT, TIME_LEFT, LogBins
 from netssmd.engine.sampling import Stream, derive
 from netssmd.engine.session import NO_LIMITS, Limits, SessionInfo
+from netssmd.model.conduct import Extent
 
 SECOND = 1_000_000_000
 
@@ -76,60 +77,78 @@ def draw_conditions(ranges: Mapping[str, tuple[float, float]], stream: Stream) -
 NEAREST: Final = 5  # sessions of a label, to be like in the number of flows
 
 
+class Measure(NamedTuple):
+    """How much a session is to be. extent: packets, ns, flows, for `Context.extent`. owed: flows by service, for the
+    decoder."""
+
+    extent: tuple[int, int, int]
+    owed: dict[int, int]
+
+
 def draw_extent(
-    info: SessionInfo,
-    extents: Mapping[str, Sequence[tuple[int, int, int]]],
-    prompted: tuple[int, int] = (0, 0),
-    shortest: int = 1,
-) -> tuple[int, int, int]:
-    """How much a session is to be, for `Context.extent`: as many packets as were ordered (0: not told), or else like
-    one of its label's sessions in `extents` (packets, milliseconds, flows) that is more than the packets and flows of
-    its prompt. Each number is drawn anew within the bin that the model sees, so that none is told exactly. `shortest`:
-    packets that the label's TCP flows have at least."""
+    info: SessionInfo, extents: Mapping[str, Sequence[Extent]], prompted: tuple[int, int] = (0, 0), shortest: int = 1
+) -> Measure:
+    """As many packets as were ordered (0: not told), or else like one of its label's sessions in `extents` that is more
+    than the packets and flows of its prompt. Each number is drawn anew within the bin that the model sees, so that none
+    is told exactly; the flows go to that session's services. `shortest`: packets that the label's TCP flows have at
+    least."""
     of_label, ordered = extents.get(info.label, ()), info.conditions.get(PACKETS)
     stream = Stream(derive(info.seed, "extent"))
     if ordered is not None:
-        if ordered < 1:
-            return NO_EXTENT
-        flows = _flows_of(round(ordered), shared_out(of_label), shortest, stream)
-        return round(ordered), UNKNOWN, flows if flows == UNKNOWN else max(flows, prompted[1])
+        return _ordered(round(ordered), shared_out(of_label), prompted[1], shortest, stream)
     known = [
-        numbers
-        for numbers in of_label
-        if (numbers[0] == UNKNOWN or numbers[0] > prompted[0]) and (numbers[2] == UNKNOWN or numbers[2] > prompted[1])
+        one
+        for one in of_label
+        if (one.packets == UNKNOWN or one.packets > prompted[0]) and (one.flows == UNKNOWN or one.flows > prompted[1])
     ]
     if not known:
-        return NO_EXTENT
-    packets, milliseconds, flows = known[stream.below(len(known))]
-    packets = _nearby(PACKETS_LEFT, packets, stream)
-    milliseconds = _nearby(TIME_LEFT, milliseconds, stream)
-    flows = _nearby(FLOWS_LEFT, flows, stream)
+        return Measure(NO_EXTENT, {})
+    like = known[stream.below(len(known))]
+    packets = _nearby(PACKETS_LEFT, like.packets, stream)
+    milliseconds = _nearby(TIME_LEFT, like.milliseconds, stream)
+    flows = _nearby(FLOWS_LEFT, like.flows, stream)
     duration_ns = milliseconds * MILLISECOND if milliseconds != UNKNOWN else UNKNOWN
-    return packets, duration_ns, flows if packets == UNKNOWN else min(flows, packets)
+    flows = flows if packets == UNKNOWN else min(flows, packets)
+    return Measure((packets, duration_ns, flows), in_proportion(like.services, flows))
 
 
-def _flows_of(packets: int, known: list[tuple[int, int, int]], shortest: int, stream: Stream) -> int:
+def _ordered(packets: int, known: list[Extent], prompted_flows: int, shortest: int, stream: Stream) -> Measure:
     """Among how many flows a session of so many packets shares them: like a session of about that length, more or fewer
     as the label's have with their length. `UNKNOWN` where no session tells."""
+    if packets < 1:
+        return Measure(NO_EXTENT, {})
     if not known:
-        return UNKNOWN
-    near = sorted(known, key=lambda numbers: abs(math.log(numbers[0] / packets)))[:NEAREST]
-    its_packets, _, its_flows = near[stream.below(len(near))]
-    flows = _nearby(FLOWS_LEFT, its_flows, stream) * (packets / its_packets) ** _growth(known)
-    return max(1, min(round(flows), packets // max(1, shortest)))
+        return Measure((packets, UNKNOWN, UNKNOWN), {})
+    near = sorted(known, key=lambda one: abs(math.log(one.packets / packets)))[:NEAREST]
+    like = near[stream.below(len(near))]
+    grown = _nearby(FLOWS_LEFT, like.flows, stream) * (packets / like.packets) ** _growth(known)
+    flows = max(1, min(round(grown), packets // max(1, shortest)), prompted_flows)
+    return Measure((packets, UNKNOWN, flows), in_proportion(like.services, flows))
 
 
-def _growth(known: list[tuple[int, int, int]]) -> float:
+def _growth(known: list[Extent]) -> float:
     """Flows go with the packets of a session to this power, 0 to 1, by least squares."""
-    points = [(math.log(packets), math.log(max(1, flows))) for packets, _, flows in known]
+    points = [(math.log(one.packets), math.log(max(1, one.flows))) for one in known]
     x, y = (sum(point[axis] for point in points) / len(points) for axis in (0, 1))
     spread = sum((point[0] - x) ** 2 for point in points)
     return min(1.0, max(0.0, sum((p[0] - x) * (p[1] - y) for p in points) / spread)) if spread > 0.0 else 0.0
 
 
-def shared_out(extents: Sequence[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
+def in_proportion(services: Mapping[int, int], flows: int) -> dict[int, int]:
+    """So many flows in all to the same services, each with one at least as far as they go."""
+    total, places = sum(services.values()), max(0, flows)
+    often = sorted(services, key=lambda service: (-services[service], service))[:places]
+    owed = {service: max(1, services[service] * flows // total) for service in often}
+    while sum(owed.values()) > places:
+        owed[max(often, key=lambda service: owed[service])] -= 1
+    if often:
+        owed[often[0]] += places - sum(owed.values())
+    return owed
+
+
+def shared_out(extents: Sequence[Extent]) -> list[Extent]:
     """Those that tell how many packets a session had, and how many flows."""
-    return [numbers for numbers in extents if numbers[0] > 0 and numbers[2] != UNKNOWN]
+    return [one for one in extents if one.packets > 0 and one.flows != UNKNOWN]
 
 
 def _nearby(bins: LogBins, number: int, stream: Stream) -> int:

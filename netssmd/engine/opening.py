@@ -139,7 +139,7 @@ class OpenModel:
             source = Recorded(list(prompt.identities), fresh)
         habits = self.conduct.habits(info.label, tells_extents=vocabulary.tells_extents(info.label))
         prompted = (prompt.packets, prompt.flows) if prompt else (0, 0)
-        extent = draw_extent(info, self.conduct.extents, prompted, habits.shortest)
+        measure = draw_extent(info, self.conduct.extents, prompted, habits.shortest)
         fixed = [vocabulary.label_row(info.label), *vocabulary.condition_rows(info.conditions)]
         return Session(
             info,
@@ -148,8 +148,9 @@ class OpenModel:
                 source,
                 mtu=MTU,
                 max_flows=MAX_FLOWS,
-                extent=extent,
+                extent=measure.extent,
                 habits=habits,
+                owed=measure.owed,
             ),
             Stream(derive(info.seed, "tokens")),
             fixed,
@@ -266,7 +267,8 @@ def open_model(
             f"{name}: a model of the context codec, which has its own timing; timing captures, repetition penalties "
             "(the paper's sampling has one) and raw bytes are for models of the byte codec"
         )
-    sampling, conduct = Sampling(top_k=top_k, top_p=top_p), load_conduct(folder, vocabulary.size)
+    services = [] if isinstance(vocabulary, ByteVocabulary) else vocabulary.service_names()
+    sampling, conduct = Sampling(top_k=top_k, top_p=top_p), load_conduct(folder, vocabulary.size, services)
     if isinstance(vocabulary, ByteVocabulary):
         if conduct.temperatures:
             raise CheckpointError(f"{folder / CONDUCT}: temperatures are for the context codec's models; take them out")

@@ -138,6 +138,15 @@ class Temperatures:
         return self.by_lo.get(lo, self.default)
 
 
+def _among(tokens: list[int]) -> tuple[int, int, bytes]:
+    """lo, hi and factors of a draw of one of these tokens, which are in order."""
+    first, end = tokens[0], tokens[-1] + 1
+    factors = array("f", bytes(4 * (end - first)))
+    for token in tokens:
+        factors[token - first] = 1.0
+    return first, end, factors.tobytes()
+
+
 def five_tuple(headers: Headers, direction: int) -> FiveTuple | None:
     """The flow that a packet belongs to, originator first; None for what is not IP."""
     protocol = headers.protocol
@@ -258,8 +267,8 @@ class Session:
         masks.append(mask)
 
     def _drawable(self, decoder: Decoder) -> tuple[int, int, bytes]:
-        """lo, hi and factors of the next draw: the repetition penalty's, or what the guide or the label's repertoire
-        leave."""
+        """lo, hi and factors of the next draw: the repetition penalty's, or what the guide, the services that are owed
+        or the label's repertoire leave."""
         lo, hi = decoder.lo, decoder.hi
         if self.repetition is not None:
             return lo, hi, array("f", self.repetition.factors[lo:hi]).tobytes()
@@ -270,6 +279,9 @@ class Session:
             if legal:
                 return lo, hi, legal  # the guide counts what it takes away, and that alone
         repertoire = decoder.vocabulary.repertoires.get(self.info.label)
+        owed = decoder.owed_tokens() if decoder.owed else []
+        if owed:
+            return _among([t for t in owed if repertoire is None or repertoire.knows(t, t + 1)] or owed)
         return (lo, hi, b"") if repertoire is None else repertoire.within(lo, hi)
 
     def ask_ahead(

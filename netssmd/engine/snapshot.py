@@ -130,7 +130,7 @@ KEPT: Final = (
     Kept(Limits, None),
     Kept(Temperatures, lambda named: Temperatures()),
     Kept(Stream, lambda named: Stream(0), caches=frozenset(("_block", "_block_from"))),
-    Kept(Decoder, _blank_decoder, since=frozenset(("clamped",))),
+    Kept(Decoder, _blank_decoder, since=frozenset(("clamped", "owed"))),
     Kept(Habits, None),
     Kept(Recorded, lambda named: Recorded([])),
     Kept(ByteDecoder, _blank_bytes),

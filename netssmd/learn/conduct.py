@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from netssmd.codec import vocab as v
 from netssmd.codec.context import FIN_ACKED, FIN_SENT, OPEN, SYN_SENT
-from netssmd.codec.vocab import FLOW_LEFT, FLOW_STATE, LEFT, LEFT_BINS, TCP_STATES, Vocabulary
+from netssmd.codec.vocab import FLOW_LEFT, FLOW_SERVICE, FLOW_STATE, LEFT, LEFT_BINS, TCP_STATES, Vocabulary
 from netssmd.learn.dataset import Shard
 from netssmd.model.conduct import MOST_EXTENTS
 
@@ -24,7 +24,7 @@ RSTS = (v.FLAGS_RST, v.FLAGS_RST + 1)
 def conduct(shard: Shard, vocabulary: Vocabulary) -> dict[str, Any]:
     """Extents are told to the bins that the model sees; those of sessions that were cut are left out."""
     labels = vocabulary.labels
-    extents: dict[str, list[list[int]]] = {label: [] for label in labels}
+    extents: dict[str, list[list[Any]]] = {label: [] for label in labels}
     used = np.zeros((len(labels), vocabulary.size), np.bool_)
     answered, early, late = np.zeros((3, len(labels)), int)  # connections; reset before and after a side had closed
     established, closed = np.zeros((2, len(labels)), int)  # connections; closed by both sides
@@ -56,7 +56,10 @@ def conduct(shard: Shard, vocabulary: Vocabulary) -> dict[str, Any]:
             left -= np.array(vocabulary.left_base[: len(LEFT_BINS)]) + 1
             numbers = [bins.edges[max(0, member)] for bins, member in zip(LEFT_BINS, left, strict=True)]
             if numbers[2]:  # without flows it is no session to be like
-                extents[labels[label]].append(numbers)
+                opening = np.flatnonzero((tokens >= length.lo) & (tokens < length.lo + length.size))
+                services = shard.features[begin:end, FLOW_SERVICE][opening].astype(int)
+                services -= vocabulary.feature_base[FLOW_SERVICE]
+                extents[labels[label]].append([*numbers, _counted(services, vocabulary)])
     return {
         "resets": {
             label: round(float(early[i] / max(early[i], answered[i])), 4) if early[i] > RARELY * answered[i] else 0.0
@@ -70,7 +73,7 @@ def conduct(shard: Shard, vocabulary: Vocabulary) -> dict[str, Any]:
         ],
         "shortest": {label: _shortest(bins) for label, bins in zip(labels, lengths) if bins},
         "tokens": {label: _runs(row) for label, row in zip(labels, used) if row.any()},
-        "extents": {label: _thinned(sorted(known)) for label, known in extents.items()},
+        "extents": {label: _thinned(sorted(known, key=lambda one: one[:3])) for label, known in extents.items()},
         "resolution_ns": _resolution(np.logical_or.reduce(used), vocabulary),
     }
 
@@ -83,7 +86,12 @@ def _resolution(used: npt.NDArray[np.bool_], vocabulary: Vocabulary) -> int:
     return MICROSECOND if bins and whole else 1
 
 
-def _thinned(known: list[list[int]]) -> list[list[int]]:
+def _counted(services: npt.NDArray[np.int_], vocabulary: Vocabulary) -> dict[str, int]:
+    names, (found, counts) = vocabulary.service_names(), np.unique(services, return_counts=True)
+    return {names[service]: int(count) for service, count in zip(found, counts, strict=True)}
+
+
+def _thinned(known: list[list[Any]]) -> list[list[Any]]:
     return known[:: max(1, -(-len(known) // MOST_EXTENTS))]
 
 

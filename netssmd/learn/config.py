@@ -31,6 +31,7 @@ class ModelSection(Struct, forbid_unknown_fields=True, kw_only=True):
 class BatchSection(Struct, forbid_unknown_fields=True, kw_only=True):
     streams: Positive = 16
     segment: Positive = 512
+    window: Count = 0
     balance: Share = 0.5
     drop_label: Share = 0.02
     drop_conditions: Share = 0.1
@@ -44,6 +45,7 @@ class OptimizerSection(Struct, forbid_unknown_fields=True, kw_only=True):
     weight_decay: Amount = 0.1
     betas: tuple[Share, Share] = (0.9, 0.95)
     clip: Amount = 1.0
+    dropout: Share = 0.0
     ema: Share = 0.999
 
 

@@ -10,6 +10,9 @@ Which session comes next is a seeded order in which a session of weight w is dra
 its k-th visit falls at time (k + u) / w with u uniform in [0, 1), and sessions are taken by time. So each session is
 heard once in every 1/w, in an order that is never the same twice, and all that has to be remembered is how often each
 was visited. Per visit, u also decides whether the label and the conditions are told, and what of the session's extent.
+
+With a `window` a visit hears no more than so many tokens in a row, so that a long session cannot be learnt by heart
+while it is being read: the model has to find what is constant in it (addresses, in the byte codec) in its state.
 """
 
 import heapq
@@ -57,12 +60,14 @@ class Batch:
 @dataclass(frozen=True, slots=True)
 class Visit:
     """One session on its way through a stream, with the label row and condition rows it is told with, and which of the
-    features that say what is left of it are not."""
+    features that say what is left of it are not. It is heard from position `first` to `end` (exclusive)."""
 
     session: int
     label: int
     conditions: tuple[int, ...]
     untold: tuple[int, ...] = ()
+    first: int = 0
+    end: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,14 +130,14 @@ class Order:
         heapq.heapify(self.heap)
 
     def _draw(self, session: int) -> npt.NDArray[np.float64]:
-        return np.random.default_rng((self.seed, session, self.visits[session])).random(3 + len(LEFT_BINS))
+        return np.random.default_rng((self.seed, session, self.visits[session])).random(4 + len(LEFT_BINS))
 
     def _due(self, session: int) -> float:
         return float((self.visits[session] + self._draw(session)[0]) / self.weights[session])
 
     def next(self) -> tuple[int, list[float]]:
-        """The next session and the uniform numbers that belong to this visit: for the label, the conditions, and each
-        of what is left."""
+        """The next session and the uniform numbers that belong to this visit: for the label, the conditions, each of
+        what is left, and where it begins."""
         session = self.heap[0][1]
         drawn: list[float] = self._draw(session)[1:].tolist()
         self.visits[session] += 1
@@ -144,7 +149,8 @@ class Streams:
     """B streams over the training sessions.
 
     Arguments: drop_label, drop_conditions, drop_left: share of visits whose label (conditions; each of what is left) is
-    told as unknown. state: of `state()`, to go on exactly where an earlier run stopped.
+    told as unknown. window: most tokens of a visit; 0: whole sessions. state: of `state()`, to go on exactly where an
+    earlier run stopped.
     """
 
     def __init__(
@@ -158,24 +164,34 @@ class Streams:
         drop_label: float = 0.0,
         drop_conditions: float = 0.0,
         drop_left: float = 0.0,
+        window: int = 0,
         state: dict[str, Any] | None = None,
     ) -> None:
-        self.shard, self.rows = shard, rows
+        self.shard, self.rows, self.window = shard, rows, window
         self.drop_label, self.drop_conditions, self.drop_left = drop_label, drop_conditions, drop_left
         self.order = Order(session_weights(shard, alpha), seed, None if state is None else state["visits"])
         if state is None:
-            self.at = [(self._visit(), 0) for _ in range(batch)]
+            visits = [self._visit() for _ in range(batch)]
+            self.at = [(visit, visit.first) for visit in visits]
         else:
-            self.at = [(Visit(s, label, tuple(told), tuple(untold)), at) for s, label, told, untold, at in state["at"]]
+            self.at = [
+                (Visit(s, label, tuple(told), tuple(untold), *(part or (0, int(shard.sessions["length"][s])))), at)
+                for s, label, told, untold, at, *part in state["at"]  # no part: written before there were windows
+            ]
 
     def state(self) -> dict[str, Any]:
         """The position in the data, as JSON."""
-        at = [[v.session, v.label, list(v.conditions), list(v.untold), position] for v, position in self.at]
+        at = [
+            [v.session, v.label, list(v.conditions), list(v.untold), position, v.first, v.end]
+            for v, position in self.at
+        ]
         return {"visits": list(self.order.visits), "at": at}
 
     def _visit(self) -> Visit:
-        session, (label, conditions, *left) = self.order.next()
+        session, (label, conditions, *left, place) = self.order.next()
         record = self.shard.sessions[session]
+        length = int(record["length"])
+        first = max(0, int(place * length) - self.window) if self.window else 0
         return Visit(
             session,
             self.rows.unknown_label if label < self.drop_label else self.rows.label(int(record["label"])),
@@ -183,6 +199,8 @@ class Streams:
             if conditions < self.drop_conditions
             else tuple(int(row) for row in record["conditions"]),
             tuple(i for i, number in enumerate(left) if number < self.drop_left),
+            first,
+            min(length, first + self.window) if self.window else length,
         )
 
     def next(self, length: int) -> Batch:
@@ -192,11 +210,13 @@ class Streams:
             filled = 0
             while filled < length:
                 visit, position = self.at[b]
-                total = int(self.shard.sessions["length"][visit.session])
-                take = min(length - filled, total - position)
+                take = min(length - filled, visit.end - position)
                 fill(batch, b, filled, self.shard, self.rows, visit, position, take)
                 filled += take
-                self.at[b] = (visit, position + take) if position + take < total else (self._visit(), 0)
+                if position + take == visit.end:
+                    visit = self._visit()
+                    position = visit.first - take
+                self.at[b] = (visit, position + take)
         return batch
 
 
@@ -230,7 +250,7 @@ def fill(batch: Batch, b: int, at: int, shard: Shard, rows: Rows, visit: Visit, 
     for i, (place, untold) in enumerate(rows.left):
         if not complete or i in visit.untold:
             batch.rows[b, here, told + place] = untold
-    batch.reset[b, at] = position == 0
+    batch.reset[b, at] = position == visit.first
     batch.label[b, here] = record["label"]
     batch.share[b, here] = record["packets"] / record["length"]
 

@@ -55,7 +55,9 @@ from netssmd.model.config import ModelConfig
 from netssmd.model.mamba2 import Mamba2LM, State
 
 ALONE = Ranks()
+WARMUP_SHARE = 0.05  # of a training: the longest warm-up
 NEVER = -1e4  # score of a token that must not be drawn; finite, so that a range of such tokens still has a softmax
+Drop = Callable[[Tensor], Tensor]
 NO_DECAY = ("norm.weight", "norm_f.weight", "bias", "A_log", "dt_bias", ".D")
 
 
@@ -107,12 +109,25 @@ class Trained:
 
 
 def learning_rate(config: TrainConfig, step: int, share: float) -> float:
-    """Linear warm-up, then a cosine from 1 to `final_share` over the training."""
+    """Linear warm-up, over `warmup_steps` or the first twentieth of a training that is short; then a cosine from 1 to
+    `final_share` over the training."""
     o = config.optimizer
-    warm = min(1.0, (step + 1) / o.warmup_steps) if o.warmup_steps else 1.0
-    return (
-        o.learning_rate * warm * (o.final_share + (1 - o.final_share) * 0.5 * (1 + math.cos(math.pi * min(1.0, share))))
-    )
+    warm = min(1.0, max((step + 1) / o.warmup_steps, share / WARMUP_SHARE)) if o.warmup_steps else 1.0
+    cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
+    return o.learning_rate * warm * (o.final_share + (1 - o.final_share) * cosine)
+
+
+def dropout(share: float, seed: tuple[int, int, int], device: torch.device) -> Drop:
+    """Zeroes this share of the values of what it is given and scales up the others; the same ones for the same seed."""
+    if not share:
+        return lambda values: values
+    generator = torch.Generator(device).manual_seed(int(np.random.SeedSequence(seed).generate_state(1)[0]))
+
+    def drop(values: Tensor) -> Tensor:
+        kept = torch.empty(values.shape, dtype=values.dtype, device=device).bernoulli_(1 - share, generator=generator)
+        return values * kept.div_(1 - share)
+
+    return drop
 
 
 def choose_device(config: TrainConfig) -> torch.device:
@@ -189,6 +204,7 @@ class Trainer:
             drop_label=b.drop_label,
             drop_conditions=b.drop_conditions,
             drop_left=b.drop_left,
+            window=b.window,
             state=state,
         )
 
@@ -203,17 +219,22 @@ class Trainer:
         )
         return min(1.0, max(done / whole if whole else 0.0 for done, whole in shares))
 
-    def forward(self, model: Mamba2LM, batch: Batch, state: State | None) -> tuple[Tensor, State]:
+    def forward(
+        self, model: Mamba2LM, batch: Batch, state: State | None, drop: Drop = lambda values: values
+    ) -> tuple[Tensor, State]:
         rows = torch.from_numpy(batch.rows).to(self.device)
         reset = torch.from_numpy(batch.reset).to(self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            hidden, after = model(rows, state, reset)
+            hidden, after = model(rows, state, reset, drop)
         return hidden, after
 
-    def _gradients(self, batch: Batch, state: State | None, total: int) -> tuple[Tensor, tuple[Tensor, ...], State]:
+    def _gradients(
+        self, batch: Batch, state: State | None, total: int, lane: int
+    ) -> tuple[Tensor, tuple[Tensor, ...], State]:
         """One lane's part of the loss and its gradients, and the state it leaves."""
         where = to_device(plan(self.head, batch.targets, batch.limits), self.device)
-        hidden, after = self.forward(self.model, batch, state)
+        drop = dropout(self.config.optimizer.dropout, (self.config.seed, self.steps, lane), self.device)
+        hidden, after = self.forward(self.model, batch, state, drop)
         loss, _ = restricted_loss(hidden, self.model.backbone.embedding.weight, where, total)
         return loss.detach(), torch.autograd.grad(loss, self.parameters), after.detach()
 
@@ -226,7 +247,8 @@ class Trainer:
         the device."""
         batch = self.streams.next(self.config.batch.segment)
         parts = [batch.part(lane) for lane in self.lanes]
-        results = self.in_lanes(self._gradients, parts, self.states, [batch.targets.size] * len(parts))
+        lanes = [lane.start for lane in self.lanes]
+        results = self.in_lanes(self._gradients, parts, self.states, [batch.targets.size] * len(parts), lanes)
         self.states = [state for _, _, state in results]
         loss = torch.stack([loss for loss, _, _ in results]).sum()
         self.ranks.sum([loss])

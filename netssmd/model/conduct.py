@@ -5,14 +5,15 @@
      "open": ["smb"],                              labels whose connections often do not end in their captures
      "shortest": {"web": 7},                        packets that all but one in 200 of a label's TCP flows have at least
      "tokens": {"web": [[0, 5], [9, 31], ...]},    the tokens that a label ever used in training: from, to (exclusive)
-     "extents": {"web": [[812, 3051, 24], ...]},    sessions of a label in training: packets, milliseconds, flows;
-                                                    null: not to be told
+     "extents": {"web": [[812, 3051, 24,            sessions of a label in training: packets, milliseconds, flows;
+                 {"443/tcp": 14, "53/udp": 10}],    null: not to be told; and how many flows to each service, where
+                 ...]},                             that is known
     "resolution_ns": 1000,                         in which the captures tell times
     "temperatures": {"who": 0.9}}                  of fields, where the model is best drawn from at another than 1
 
 A session to be is given an extent like that of one of its label's sessions (engine/mix.py), and the model hears what is
-left of it (codec/context.py); its flows end as the label's do; what its label never said cannot be drawn. A file that
-lacks a key knows nothing about it: then nothing is forbidden, or told.
+left of it (codec/context.py); its flows go to that session's services and end as the label's do; what its label never
+said cannot be drawn. A file that lacks a key knows nothing about it: then nothing is forbidden, or told.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from types import MappingProxyType
+from typing import Final, NamedTuple
 
 from netssmd.codec.context import UNKNOWN
 from netssmd.codec.decoder import Habits
@@ -32,12 +34,21 @@ CONDUCT: Final = "conduct.json"
 MOST_EXTENTS: Final = 256  # of a label
 MOST_ENTRIES: Final = 4096
 MOST_SHORTEST: Final = 1 << 16  # packets
+MOST_FLOWS: Final = 1 << 32
 MOST_RESOLUTION_NS: Final = 1_000_000
 TEMPERATURES: Final = (0.001, 100.0)  # or 0: the likeliest token
 MOST_BYTES: Final = 16 << 20
 
-Numbers = tuple[int, int, int]  # packets, milliseconds, flows; UNKNOWN: not told
 Run = tuple[int, int]  # token ids: from, to (exclusive)
+
+
+class Extent(NamedTuple):
+    """A session in training; `UNKNOWN`: not told. services: flows by member of the vocabulary's feature `service`."""
+
+    packets: int
+    milliseconds: int
+    flows: int
+    services: Mapping[int, int] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +59,7 @@ class Conduct:
     open: frozenset[str] = frozenset()
     shortest: Mapping[str, int] = field(default_factory=dict)
     tokens: Mapping[str, Sequence[Run]] = field(default_factory=dict)
-    extents: Mapping[str, Sequence[Numbers]] = field(default_factory=dict)
+    extents: Mapping[str, Sequence[Extent]] = field(default_factory=dict)
     resolution_ns: int = 1
     temperatures: Mapping[str, float] = field(default_factory=dict)
 
@@ -70,8 +81,9 @@ class Conduct:
 NO_CONDUCT: Final = Conduct()
 
 
-def load_conduct(folder: Path, vocab_size: int) -> Conduct:
-    """What the model in `folder`, of so many tokens, has. Raises CheckpointError for a file that is broken."""
+def load_conduct(folder: Path, vocab_size: int, services: Sequence[str] = ()) -> Conduct:
+    """What the model in `folder`, of so many tokens and these services, has. Raises CheckpointError for a file that is
+    broken."""
     path = folder / CONDUCT
     try:
         with open(path, "rb") as file:
@@ -83,18 +95,19 @@ def load_conduct(folder: Path, vocab_size: int) -> Conduct:
     try:
         if len(content) > MOST_BYTES:
             raise ValueError(f"more than {MOST_BYTES:,} bytes")
-        return parse_conduct(json.loads(content), vocab_size)
+        return parse_conduct(json.loads(content), vocab_size, services)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(
             f'{path}: {error}; it holds {{"resets": {{label: share of its connections that were reset}}, "open": '
             '[label], "shortest": {label: packets}, "tokens": {label: [[from, to], ...]}, "extents": {label: '
-            '[[packets, milliseconds, flows], ...]}, "resolution_ns": a number, "temperatures": {field: number}}, '
-            "or is not there"
+            '[[packets, milliseconds, flows, {service: flows}], ...]}, "resolution_ns": a number, "temperatures": '
+            "{field: number}}, or is not there"
         ) from None
 
 
-def parse_conduct(document: object, vocab_size: int) -> Conduct:
+def parse_conduct(document: object, vocab_size: int, services: Sequence[str] = ()) -> Conduct:
     """Raises ValueError."""
+    numbers = {name: number for number, name in enumerate(services) if name}
     if not isinstance(document, dict):
         raise ValueError("it is no table")
     resets, shortest, tokens, extents = (document.get(key) for key in ("resets", "shortest", "tokens", "extents"))
@@ -110,7 +123,7 @@ def parse_conduct(document: object, vocab_size: int) -> Conduct:
             for label, runs in _table("tokens", tokens)
         },
         {
-            label: [_numbers(label, entry) for entry in _entries("extents", label, entries)]
+            label: [_extent(label, entry, numbers) for entry in _entries("extents", label, entries)]
             for label, entries in _table("extents", extents)
         },
         _resolution(document.get("resolution_ns", 1)),
@@ -167,13 +180,23 @@ def _run(label: str, run: object, vocab_size: int) -> Run:
     raise ValueError(f"tokens of {label}: {json.dumps(run)[:40]} is no [from, to] within 0 to {vocab_size}")
 
 
-def _numbers(label: str, entry: object) -> Numbers:
-    if not isinstance(entry, list) or len(entry) != len(LEFT_BINS):
-        raise ValueError(f"an extent of {label} is no list of three numbers")
-    packets, milliseconds, flows = (_number(label, number) for number in entry)
+def _extent(label: str, entry: object, numbers: Mapping[str, int]) -> Extent:
+    told = len(LEFT_BINS)
+    if not isinstance(entry, list) or len(entry) not in (told, told + 1):
+        raise ValueError(f"an extent of {label} is no list of three numbers and a table")
+    packets, milliseconds, flows = (_number(label, number) for number in entry[:told])
     if flows == 0:
         raise ValueError(f"an extent of {label} has no flows")
-    return packets, milliseconds, flows
+    if len(entry) == told:
+        return Extent(packets, milliseconds, flows)
+    services = {}
+    for name, count in _table(f"the services of an extent of {label}", entry[told]):
+        if name not in numbers:
+            raise ValueError(f"an extent of {label} has flows to {name[:40]!r}, which is no service of this model")
+        if type(count) is not int or not 1 <= count < MOST_FLOWS:
+            raise ValueError(f"an extent of {label} has an impossible number of flows to {name}")
+        services[numbers[name]] = count
+    return Extent(packets, milliseconds, flows, services)
 
 
 def _number(label: str, number: object) -> int:

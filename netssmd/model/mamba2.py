@@ -29,6 +29,7 @@ Source: Dao and Gu, "Transformers are SSMs", 2024, section 6; state-dict names a
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -290,10 +291,17 @@ class Mamba2LM(nn.Module):
         self.lm_head = HeadBias(config) if config.head_bias else None
         initialise(self)
 
-    def forward(self, rows: Tensor, state: State | None = None, reset: Tensor | None = None) -> tuple[Tensor, State]:
+    def forward(
+        self,
+        rows: Tensor,
+        state: State | None = None,
+        reset: Tensor | None = None,
+        drop: Callable[[Tensor], Tensor] = lambda values: values,
+    ) -> tuple[Tensor, State]:
         """
         Arguments: rows int [B, T, W], each position's embedding rows; state before the first position, zeros if None,
-        not changed; reset bool [B, T], True where the state is zeroed before the position.
+        not changed; reset bool [B, T], True where the state is zeroed before the position; drop: dropout for training,
+        of what goes into the residual stream.
         Return: hidden [B, T, D] after the final norm, fp32; state after the last position (with its gradient history:
         detach it).
         """
@@ -301,12 +309,13 @@ class Mamba2LM(nn.Module):
         if state is None:
             state = State.zeros(c, rows.shape[0], rows.device)
         first = session_starts(rows, reset)
-        residual, out = self._embed(rows), None
+        residual, out = drop(self._embed(rows)), None
         convs, ssms = [], []
         for i, layer in enumerate(self.backbone.layers):
             assert isinstance(layer, Block)
             residual, u = layer.norm.add(residual, out, self.kernels)
             out, conv, ssm = layer.mixer(u, state.conv[i], state.ssm[i], first, self.kernels)
+            out = drop(out)
             convs.append(conv)
             ssms.append(ssm)
         _, hidden = self.backbone.norm_f.add(residual, out, self.kernels)

@@ -276,7 +276,7 @@ def conduct(data: bytes) -> None:
     path = scratch() / CONDUCT
     path.write_bytes(data)
     try:
-        load_conduct(path.parent, EMPTY.size)
+        load_conduct(path.parent, EMPTY.size, EMPTY.service_names())
     except CheckpointError as error:
         one_line(error)
 
