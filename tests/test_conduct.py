@@ -25,7 +25,7 @@ from netssmd.learn.codec import ContextCodec
 from netssmd.learn.conduct import conduct
 from netssmd.learn.dataset import Shard, session_dtype
 from netssmd.model.conduct import parse_conduct
-from netssmd.packet.wire import TCP
+from netssmd.packet.wire import FIN, TCP, parse
 
 A4, B4 = frames.HOSTS4[:2]
 T0 = 1_700_000_000_000_000_000
@@ -57,7 +57,7 @@ def shard(*sessions: list[bytes], gap_ns: int = 1_000_000) -> Shard:
     records = np.zeros(len(sessions), session_dtype(len(v.CONDITIONS)))
     start = 0
     for record, one in zip(records, encoded, strict=True):
-        record["start"], record["length"], record["label"] = start, len(one.tokens), 0
+        record["start"], record["length"], record["label"], record["packets"] = start, len(one.tokens), 0, one.packets
         start += len(one.tokens)
     together = [np.concatenate([getattr(one, name) for one in encoded]) for name in ("tokens", "limits", "features")]
     return Shard(*together, records)
@@ -70,6 +70,7 @@ def test_it_tells_resets_lengths_tokens_and_extents() -> None:
     read = parse_conduct(json.loads(json.dumps(said)), MADE.size, MADE.service_names())
     assert read.habits(label, True).reset_share == 0.25
     assert said["shortest"][label] in (5, 6)  # six packets, by their bin
+    assert said["closes_from"] == {label: 0.62}  # five of eight come before the first FIN
     service = MADE.service_names()[MADE.service_of(TCP, 443)]
     assert len(said["extents"][label]) == 40 and all(one[2:] == [1, {service: 1}] for one in said["extents"][label])
     assert {one.services[MADE.service_of(TCP, 443)] for one in read.extents[label]} == {1}
@@ -143,6 +144,7 @@ def test_temperatures_of_the_model_and_of_who_asks(tmp_path: Path) -> None:
         ({"temperatures": {"who": -1}}, "temperature of who"),
         ({"temperatures": {"who": True}}, "temperature of who"),
         ({"temperatures": [1]}, "temperatures is no table"),
+        ({"closes_from": {"web": 2}}, "closes_from of web is no number from 0 to 1"),
         ({"extents": {"web": [[9, 9]]}}, "no list of three numbers and a table"),
         ({"extents": {"web": [[9, 9, 1, [1]]]}}, "the services of an extent of web is no table"),
         ({"extents": {"web": [[9, 9, 1, {"gopher": 1}]]}}, "'gopher', which is no service of this model"),
@@ -182,6 +184,38 @@ def test_a_session_opens_the_flows_that_the_one_it_is_like_had(tmp_path: Path, o
             if decoder.context.flows_opened > count:
                 opened.append(names[decoder.context.flows[0].service])
         assert Counter(opened) == wanted
+
+
+@pytest.mark.parametrize("closes_from", [0.0, 0.8])
+def test_connections_are_closed_when_the_label_closes_them(tmp_path: Path, closes_from: float) -> None:
+    """Before that no FIN, whatever is drawn, while anybody else has something to say."""
+    folder = tiny_model(tmp_path / "tiny")
+    said = {"resets": {}, "closes_from": {"web": closes_from}, "extents": {"web": [[400, None, 7, {"443/tcp": 7}]]}}
+    (folder / "conduct.json").write_text(json.dumps(said))
+    model, early, late = open_model(str(folder)), 0, 0
+    busy = established = False
+    for seed in range(10):
+        session = model.session(SessionInfo(0, "web", {}, seed, 0), address_plan())
+        decoder, random = session.decoder, Stream(seed)
+        assert isinstance(decoder, Decoder)
+        context = decoder.context
+        while not session.ended:
+            ranges: list[int] = []
+            masks: list[bytes] = []
+            session.ask([], ranges, [], [], masks)
+            lo, hi = ranges
+            legal = np.flatnonzero(np.frombuffer(masks[0], np.float32)) if masks[0] else np.arange(hi - lo)
+            if decoder.field == v.WHO:
+                others = any(flow.owing and not flow.is_closing() for flow in context.flows)
+                busy = others or context.flows_opened < context.extent[2]
+            if decoder.field == v.TCP_SHAPE:
+                assert decoder.flow is not None
+                established = decoder.flow.may_close()
+            packet = session.advance(lo + int(legal[random.below(len(legal))]))
+            if packet is not None and established and parse(packet.data, packet.orig_len).flags & FIN:
+                early += busy and context.packets <= 0.8 * context.extent[0]
+                late += 1
+    assert late and (early == 0) == (closes_from > 0)
 
 
 def test_services_in_proportion() -> None:

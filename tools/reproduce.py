@@ -35,6 +35,7 @@ headdim = 32
 [batch]
 streams = {streams}
 segment = {segment}
+window = {window}
 balance = 0.5
 [optimizer]
 learning_rate = 2.0e-3
@@ -74,11 +75,12 @@ def codec(plan: Plan, stages: Stages, name: str) -> None:
     roots = [str(root) for root in plan.captures]
     stages.run(f"{name}-prepare", "prepare", *roots, "-o", data, "--overwrite", *more)
     config = folder / "train.toml"
-    segment = 512 if name == "context" else 2048
+    # Byte packets are long, and what is constant in a session is to be found in the state: many short pieces.
+    segment, window = (512, 0) if name == "context" else (384, 1920)
     quick = plan.hours < 0.1
     training = TRAIN.format(
-        data=data, path=run, name=f"reproduce-{name}", hours=plan.hours, streams=16 if name == "context" else 8,
-        segment=segment, final_tokens=100_000 if quick else 1_000_000, **SIZES[name],
+        data=data, path=run, name=f"reproduce-{name}", hours=plan.hours, streams=16,
+        segment=segment, window=window, final_tokens=100_000 if quick else 1_000_000, **SIZES[name],
     )  # fmt: skip
     config.write_text(training)
     stages.run(f"{name}-train", "train", "-c", str(config), given=training)

@@ -111,6 +111,7 @@ ENDS_ANYHOW: Final = 0
 ENDS_CLOSED: Final = 1
 ENDS_CLOSED_OR_RESET: Final = 2
 ENDS_RESET: Final = 3
+CLOSING: Final = 3  # packets that close a connection: FIN, FIN, ACK
 BEHIND_RST: Final = 3  # packets of the peer, on their way or its FIN
 MOST_OVERTIME: Final = 16  # packets that a flow is given beyond its extent to be closed in
 ECHOES: Final = ((8, 0), (0, 0), (128, 0), (129, 0))
@@ -259,6 +260,15 @@ class Flow:
     def is_established(self) -> bool:
         """A TCP connection whose handshake is complete, whatever became of it since."""
         return self.transport == TCP and self.sides[0].state >= OPEN and self.sides[1].state >= SYN_SENT
+
+    def may_close(self) -> bool:
+        """A drawn connection that is established and to be closed, which neither side has begun to do."""
+        closed = self.ending == ENDS_CLOSED or self.ending == ENDS_CLOSED_OR_RESET
+        return closed and self.phase == OPENED and self.is_established()
+
+    def is_closing(self) -> bool:
+        """Of such a connection: only the packets that close it are left."""
+        return self.may_close() and self.extent - self.packets <= CLOSING
 
     def is_open(self) -> bool:
         """An established connection that was not closed by both sides, nor reset."""
@@ -540,7 +550,7 @@ class Context:
             if flow.ending == ENDS_RESET:
                 first = vocab.FLAGS_RST if left <= 1 else vocab.FLAGS_ACK
                 return 36 * first, 36 * first + 72
-            return 36 * (vocab.FLAGS_FIN if left <= 3 else vocab.FLAGS_ACK), legal
+            return 36 * (vocab.FLAGS_FIN if left <= CLOSING else vocab.FLAGS_ACK), legal
         if side.state >= FIN_SENT or (flow.ending != ENDS_CLOSED and flow.overtime < MOST_OVERTIME // 2):
             return 0, legal
         return 36 * (vocab.FLAGS_FIN if left <= 2 else vocab.FLAGS_ACK), legal

@@ -152,6 +152,7 @@ class Habits:
         shortest: packets that a TCP flow has at least.
         untold: flows do not tell how many packets they will have.
         resolution_ns: of times: gaps are multiples of it, where their bin holds one.
+        closes_from: share of the session's packets before which no TCP flow is closed, while others have more to say.
     """
 
     reset_share: float = cx.UNKNOWN
@@ -159,6 +160,7 @@ class Habits:
     shortest: int = 0
     untold: bool = False
     resolution_ns: int = 1
+    closes_from: float = 0.0
 
 
 NO_HABITS: Final = Habits()
@@ -366,6 +368,8 @@ class Decoder:
             side = self._flow.sides[self._direction]
             if field == v.TCP_SHAPE:
                 floor, count = context.drawable_shapes(self._flow, side, self._flow.sides[1 - self._direction])
+                if self._stays_open() and self._flow.may_close() and not self._flow.is_closing():
+                    count = min(count, 36 * v.FLAGS_FIN)
             elif field == v.ACKED:
                 count = context.acked_limit(self._flow.sides[1 - self._direction])
             elif field == v.SEQUENCE:
@@ -398,14 +402,41 @@ class Decoder:
         self._phase = _GAP
         self._ask(v.IAT)
 
-    def owed_tokens(self) -> list[int]:
-        """Where a new flow's service is asked for: the tokens, in order, that lead to one that is owed. Empty: all
-        do."""
-        if self._field == v.SERVICE:
-            return self._owed_services()
-        if self._field == v.PORT and self._port < 0:
-            return self._owed_ports()
+    def wanted(self) -> list[int]:
+        """Of the tokens that may be drawn, those that keep to what the session is to be like, in order; empty: all of
+        them do."""
+        if self._field == v.WHO:
+            return self._awake() if self._stays_open() else []
+        if self.owed:
+            if self._field == v.SERVICE:
+                return self._owed_services()
+            if self._field == v.PORT and self._port < 0:
+                return self._owed_ports()
         return []
+
+    def _stays_open(self) -> bool:
+        """It is too early to close connections."""
+        return self.context.packets < self.habits.closes_from * self.context.extent[0]
+
+    def _awake(self) -> list[int]:
+        """Who may speak while flows that have only to be closed wait for the others."""
+        flows = self.context.flows
+        waiting, busy = 0, self.context.flows_opened < self.context.extent[2]
+        for flow in flows:
+            if flow.is_closing():
+                waiting += 1
+            elif flow.owing:
+                busy = True
+        if not waiting or not busy:
+            return []
+        base, lo, hi = self._base, self.lo, self.hi
+        first = base + v.WHO_FLOW
+        tokens = list(range(lo, min(first, hi)))
+        for token in range(max(lo, first), hi):
+            rank = (token - first) >> 1
+            if rank >= v.NEAR_FLOWS or not flows[rank].is_closing():
+                tokens.append(token)
+        return tokens
 
     def _owed_services(self) -> list[int]:
         owed = [0, 0, 0]  # services: neither, TCP, UDP

@@ -279,9 +279,9 @@ class Session:
             if legal:
                 return lo, hi, legal  # the guide counts what it takes away, and that alone
         repertoire = decoder.vocabulary.repertoires.get(self.info.label)
-        owed = decoder.owed_tokens() if decoder.owed else []
-        if owed:
-            return _among([t for t in owed if repertoire is None or repertoire.knows(t, t + 1)] or owed)
+        wanted = decoder.wanted()
+        if wanted:
+            return _among([t for t in wanted if repertoire is None or repertoire.knows(t, t + 1)] or wanted)
         return (lo, hi, b"") if repertoire is None else repertoire.within(lo, hi)
 
     def ask_ahead(

@@ -28,8 +28,9 @@ def conduct(shard: Shard, vocabulary: Vocabulary) -> dict[str, Any]:
     used = np.zeros((len(labels), vocabulary.size), np.bool_)
     answered, early, late = np.zeros((3, len(labels)), int)  # connections; reset before and after a side had closed
     established, closed = np.zeros((2, len(labels)), int)  # connections; closed by both sides
+    closings: list[list[float]] = [[] for _ in labels]  # how far in their sessions connections begin to be closed
     lengths: list[list[int]] = [[] for _ in labels]  # of TCP flows, as bins
-    shape, length = vocabulary.fields[v.TCP_SHAPE], vocabulary.fields[v.EXTENT]
+    shape, length, gap = (vocabulary.fields[field] for field in (v.TCP_SHAPE, v.EXTENT, v.IAT))
     for record in shard.sessions:
         label = int(record["label"])
         if label < 0:
@@ -47,6 +48,10 @@ def conduct(shard: Shard, vocabulary: Vocabulary) -> dict[str, Any]:
         own, peer = states[at] // TCP_STATES, states[at] % TCP_STATES
         established[label] += (np.isin(classes, ACKS) & (own == SYN_SENT) & (peer == SYN_SENT)).sum()
         closed[label] += (np.isin(classes, FINS) & (own < FIN_SENT) & np.isin(peer, (FIN_SENT, FIN_ACKED))).sum()
+        if tokens[-1] == vocabulary.end:
+            said = np.cumsum((tokens >= gap.lo) & (tokens < gap.lo + gap.size))[at]  # packets before each
+            firsts = np.isin(classes, FINS) & (own < FIN_SENT) & (peer < FIN_SENT) & (own >= OPEN)
+            closings[label] += (said[firsts] / int(record["packets"])).tolist()
         more, less = np.maximum(own, peer), np.minimum(own, peer)  # which side is farther on
         rst = np.isin(classes, RSTS) & (more >= OPEN) & (less >= SYN_SENT)
         early[label] += (rst & (more < FIN_SENT)).sum()
@@ -71,6 +76,9 @@ def conduct(shard: Shard, vocabulary: Vocabulary) -> dict[str, Any]:
             for i, label in enumerate(labels)
             if established[i] and closed[i] + early[i] + late[i] < MOSTLY * established[i]
         ],
+        "closes_from": {
+            label: round(sorted(known)[len(known) // 20], 2) for label, known in zip(labels, closings) if known
+        },
         "shortest": {label: _shortest(bins) for label, bins in zip(labels, lengths) if bins},
         "tokens": {label: _runs(row) for label, row in zip(labels, used) if row.any()},
         "extents": {label: _thinned(sorted(known, key=lambda one: one[:3])) for label, known in extents.items()},

@@ -3,6 +3,8 @@
     {"resets": {"chat": 0.03},                     labels that reset established TCP connections, with the share that
                                                     was reset before either side had closed
      "open": ["smb"],                              labels whose connections often do not end in their captures
+     "closes_from": {"web": 0.46},                  share of a session's packets before which hardly any connection (one
+                                                    in 20) is closed
      "shortest": {"web": 7},                        packets that all but one in 200 of a label's TCP flows have at least
      "tokens": {"web": [[0, 5], [9, 31], ...]},    the tokens that a label ever used in training: from, to (exclusive)
      "extents": {"web": [[812, 3051, 24,            sessions of a label in training: packets, milliseconds, flows;
@@ -57,6 +59,7 @@ class Conduct:
 
     resets: Mapping[str, float] | None = None
     open: frozenset[str] = frozenset()
+    closes_from: Mapping[str, float] = field(default_factory=dict)
     shortest: Mapping[str, int] = field(default_factory=dict)
     tokens: Mapping[str, Sequence[Run]] = field(default_factory=dict)
     extents: Mapping[str, Sequence[Extent]] = field(default_factory=dict)
@@ -71,6 +74,7 @@ class Conduct:
             self.shortest.get(label, 0),
             not tells_extents,
             self.resolution_ns,
+            self.closes_from.get(label, 0.0),
         )
 
     def may_reset(self, label: str) -> bool:
@@ -99,9 +103,9 @@ def load_conduct(folder: Path, vocab_size: int, services: Sequence[str] = ()) ->
     except (ValueError, RecursionError) as error:
         raise CheckpointError(
             f'{path}: {error}; it holds {{"resets": {{label: share of its connections that were reset}}, "open": '
-            '[label], "shortest": {label: packets}, "tokens": {label: [[from, to], ...]}, "extents": {label: '
-            '[[packets, milliseconds, flows, {service: flows}], ...]}, "resolution_ns": a number, "temperatures": '
-            "{field: number}}, or is not there"
+            '[label], "closes_from": {label: share}, "shortest": {label: packets}, "tokens": {label: [[from, to], '
+            '...]}, "extents": {label: [[packets, milliseconds, flows, {service: flows}], ...]}, "resolution_ns": a '
+            'number, "temperatures": {field: number}}, or is not there'
         ) from None
 
 
@@ -111,12 +115,13 @@ def parse_conduct(document: object, vocab_size: int, services: Sequence[str] = (
     if not isinstance(document, dict):
         raise ValueError("it is no table")
     resets, shortest, tokens, extents = (document.get(key) for key in ("resets", "shortest", "tokens", "extents"))
-    left_open = document.get("open", [])
+    closes_from, left_open = document.get("closes_from"), document.get("open", [])
     if not isinstance(left_open, list) or not all(isinstance(label, str) for label in left_open):
         raise ValueError("open is no list of labels")
     return Conduct(
-        None if resets is None else {label: _share(label, share) for label, share in _table("resets", resets)},
+        None if resets is None else {label: _share("resets", label, part) for label, part in _table("resets", resets)},
         frozenset(left_open),
+        {label: _share("closes_from", label, part) for label, part in _table("closes_from", closes_from)},
         {label: _shortest(label, packets) for label, packets in _table("shortest", shortest)},
         {
             label: [_run(label, run, vocab_size) for run in _entries("tokens", label, runs)]
@@ -145,9 +150,9 @@ def _entries(key: str, label: str, entries: object) -> list[object]:
     return entries
 
 
-def _share(label: str, share: object) -> float:
+def _share(key: str, label: str, share: object) -> float:
     if not isinstance(share, (int, float)) or isinstance(share, bool) or not 0 <= share <= 1:
-        raise ValueError(f"the share of resets of {label} is no number from 0 to 1")
+        raise ValueError(f"{key} of {label} is no number from 0 to 1")
     return float(share)
 
 
