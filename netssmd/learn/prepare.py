@@ -302,7 +302,7 @@ def prepare(
     sources, problems = find_sources(roots, manifest)
     if not sources:
         raise UsageError(f"{', '.join(map(str, roots))}: no files; give folders that hold captures")
-    workers = workers or os.cpu_count() or 1
+    workers = workers or len(os.sched_getaffinity(0))
     if vocabulary is not None and add_labels:
         vocabulary = codec.with_labels(vocabulary, sorted({source.label for source in sources}))
     work = Work(codec, vocabulary, escapes, read)

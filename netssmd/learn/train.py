@@ -184,7 +184,7 @@ class Trainer:
         self.streams = self._streams(None)
         lanes = 1
         if self.device.type == "cpu":
-            lanes = config.machine.threads or max(1, (os.cpu_count() or 1) // ranks.beside)
+            lanes = config.machine.threads or max(1, len(os.sched_getaffinity(0)) // ranks.beside)
         self.shares = split(config.batch.streams, ranks.world)  # the streams of each rank
         own = self.shares[ranks.rank]
         self.lanes = [slice(own.start + s.start, own.start + s.stop) for s in split(own.stop - own.start, lanes)]
