@@ -16,7 +16,7 @@ from netssmd.codec import context as cx
 from netssmd.codec import vocab as v
 from netssmd.codec.context import Context, Flow, Host, IdentitySource, Service, Side
 from netssmd.codec.encoder import Encoded
-from netssmd.codec.extents import drawable_extents, extent_bounds, kept_to
+from netssmd.codec.extents import drawable_extents, extent_bounds, extent_member, kept_to
 from netssmd.codec.kinds import KINDS, least_length
 from netssmd.codec.vocab import IAT_BINS, LENGTH_BINS, WINDOW_BINS, Stack, Vocabulary
 from netssmd.packet.render import render
@@ -174,7 +174,7 @@ class Decoder:
         features: embedding rows that describe the context to the model for that token.
         ended: the session came to its own end; nothing more may be fed.
         clamped: packets of which the tokens said more than the MTU takes, and which were made as long as it is.
-        owed: flows to come, by service; none: whichever come.
+        owed: packets of flows to come, by service; none: whichever come.
     """
 
     __slots__ = (
@@ -194,11 +194,11 @@ class Decoder:
         max_flows: int = v.MAX_FLOWS,
         extent: tuple[int, int, int] = cx.NO_EXTENT,
         habits: Habits = NO_HABITS,
-        owed: dict[int, int] | None = None,
+        owed: dict[int, list[int]] | None = None,
     ) -> None:
         """`mtu` bounds the packets made of fresh identities; 0: what length fields can say, for recordings. `extent`:
         see `Context`. `habits`: what is drawn keeps to them. `owed`: flows that the session is to open, by member of
-        the feature `service`; None: whichever come."""
+        the feature `service`: how many packets each; None: whichever come."""
         self.vocabulary: Vocabulary = vocabulary
         self.source: IdentitySource = source
         self.context: Context = Context(vocabulary, max_flows)
@@ -207,7 +207,7 @@ class Decoder:
         self.context.extent = extent
         self.mtu: int = mtu
         self.habits: Habits = habits
-        self.owed: dict[int, int] = dict(owed) if owed else {}
+        self.owed: dict[int, list[int]] = {service: list(flows) for service, flows in owed.items()} if owed else {}
         self.ended: bool = False
         self.clamped: int = 0
         self.lo: int = 0
@@ -412,6 +412,8 @@ class Decoder:
                 return self._owed_services()
             if self._field == v.PORT and self._port < 0:
                 return self._owed_ports()
+            if self._field == v.EXTENT:
+                return self._owed_extents()
         return []
 
     def _stays_open(self) -> bool:
@@ -467,6 +469,18 @@ class Decoder:
             for member, port in enumerate(ports)
             if port >= 0 and vocabulary.service_of(self._transport, port) in self.owed
         ]
+
+    def _owed_extents(self) -> list[int]:
+        flow = self._flow
+        assert flow is not None
+        left, flows = self.context.to_share()
+        tokens: list[int] = []
+        for packets in self.owed.get(flow.service, []):
+            token = self._base + extent_member(min(packets, left), left, flows)
+            if token not in tokens and self.lo <= token < self.hi:
+                tokens.append(token)
+        tokens.sort()
+        return tokens
 
     def _opening(self, field: int, member: int) -> None:
         if field == v.WHO:
@@ -529,11 +543,29 @@ class Decoder:
         if member == v.EXTENT_UNTOLD:
             return
         left, flows = self.context.to_share()
-        least, end = extent_bounds(member, left, flows)
-        packets = least + self.source.within(end - least)
+        owed = self.owed.get(flow.service, [])
+        like = [packets for packets in owed if extent_member(min(packets, left), left, flows) == member]
+        if like and self._made_up:
+            packets = like[self.source.within(len(like))]
+        else:
+            least, end = extent_bounds(member, left, flows)
+            packets = least + self.source.within(end - least)
+        if owed:
+            self._pay(flow.service, packets)
         if self._made_up:
             packets = kept_to(packets, left, flows, self._shortest(flow))
         self.context.expect(flow, packets, self._ending(flow))
+
+    def _pay(self, service: int, packets: int) -> None:
+        """Of the flows that are owed, the one of about so many packets is there."""
+        owed = self.owed[service]
+        nearest = 0
+        for i in range(1, len(owed)):
+            if abs(owed[i] - packets) < abs(owed[nearest] - packets):
+                nearest = i
+        del owed[nearest]
+        if not owed:
+            del self.owed[service]
 
     def _ending(self, flow: Flow) -> int:
         habits = self.habits
@@ -676,9 +708,6 @@ class Decoder:
         context.remember_service(service)
         flow = context.open_flow(service, port, identifier)
         self._flow = flow
-        left = self.owed.pop(flow.service, 0)
-        if left > 1:
-            self.owed[flow.service] = left - 1
         self._direction = 0
         self._new = True
         return flow

@@ -328,17 +328,28 @@ def condition_rows(conditions: tuple[Condition, ...], values: dict[str, float] |
 
 
 class Repertoire:
-    """The tokens that a label ever uses.
+    """The tokens that a label ever uses; or one side of its flows to a service, by `of_flow`.
 
-    Arguments: size, of the vocabulary. runs: of token ids, from and to (exclusive).
+    Arguments: size, of the vocabulary. runs: of token ids, from and to (exclusive). whole: the label's, of which it is
+    a part.
     """
 
-    def __init__(self, size: int, runs: Iterable[tuple[int, int]]) -> None:
+    def __init__(self, size: int, runs: Iterable[tuple[int, int]], whole: Repertoire | None = None) -> None:
         self._size: int = size
+        self._whole: Repertoire | None = whole
+        self._flows: dict[int, Repertoire] = {}
         self._used = bytearray(size)  # 1 for a token that is
         for first, end in runs:
             self._used[first:end] = b"\1" * (end - first)
         self._draws: dict[int, tuple[int, int, bytes]] = {}  # `within` by what it was asked for: some hundred ranges
+
+    def add_flow(self, service: int, direction: int, runs: Iterable[tuple[int, int]]) -> None:
+        """What the originator (direction 0) or the responder (1) says in flows to a service."""
+        self._flows[2 * service + direction] = Repertoire(self._size, runs, self)
+
+    def of_flow(self, service: int, direction: int) -> Repertoire:
+        """The same, where it is known; the label's otherwise."""
+        return self._flows.get(2 * service + direction, self)
 
     def knows(self, lo: int, hi: int) -> bool:
         """Whether any of the tokens ``lo .. hi - 1`` is used."""
@@ -347,7 +358,7 @@ class Repertoire:
     def within(self, lo: int, hi: int) -> tuple[int, int, bytes]:
         """What is to be drawn where one of the tokens ``lo .. hi - 1`` may be: from the first that is used to the last
         (exclusive), and a factor (float32) for each of these, 0 for those that are not used; no factors where all are.
-        All of ``lo .. hi - 1`` where none is used."""
+        All of ``lo .. hi - 1`` where none is used, or what the label uses of them."""
         key = lo * (self._size + 1) + hi
         draw = self._draws.get(key)
         if draw is None:
@@ -358,7 +369,7 @@ class Repertoire:
         used = self._used
         first = used.find(1, lo, hi)
         if first < 0:
-            return lo, hi, b""
+            return (lo, hi, b"") if self._whole is None else self._whole.within(lo, hi)
         end = used.rfind(1, lo, hi) + 1
         inside = used[first:end]
         return first, end, b"" if 0 not in inside else array("f", list(inside)).tobytes()

@@ -9,12 +9,14 @@ a Poisson process (`mean_gap_ns`) with a cap on how many live at once.
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Final, NamedTuple
 
 from netssmd.codec.context import NO_EXTENT, UNKNOWN
+from netssmd.codec.extents import FEW
 from netssmd.codec.vocab import FLOWS_LEFT, MILLISECOND, PACKETS, PACKETS_LEFT, TIME_LEFT, LogBins
 from netssmd.engine.sampling import Stream, derive
 from netssmd.engine.session import NO_LIMITS, Limits, SessionInfo
@@ -78,11 +80,11 @@ NEAREST: Final = 5  # sessions of a label, to be like in the number of flows
 
 
 class Measure(NamedTuple):
-    """How much a session is to be. extent: packets, ns, flows, for `Context.extent`. owed: flows by service, for the
-    decoder."""
+    """How much a session is to be. extent: packets, ns, flows, for `Context.extent`. owed: packets of its flows by
+    service, for the decoder."""
 
     extent: tuple[int, int, int]
-    owed: dict[int, int]
+    owed: dict[int, list[int]]
 
 
 def draw_extent(
@@ -90,8 +92,8 @@ def draw_extent(
 ) -> Measure:
     """As many packets as were ordered (0: not told), or else like one of its label's sessions in `extents` that is more
     than the packets and flows of its prompt. Each number is drawn anew within the bin that the model sees, so that none
-    is told exactly; the flows go to that session's services. `shortest`: packets that the label's TCP flows have at
-    least."""
+    is told exactly; its flows are to that session's services, and share the packets as they did. `shortest`: packets
+    that the label's TCP flows have at least."""
     of_label, ordered = extents.get(info.label, ()), info.conditions.get(PACKETS)
     stream = Stream(derive(info.seed, "extent"))
     if ordered is not None:
@@ -109,7 +111,7 @@ def draw_extent(
     flows = _nearby(FLOWS_LEFT, like.flows, stream)
     duration_ns = milliseconds * MILLISECOND if milliseconds != UNKNOWN else UNKNOWN
     flows = flows if packets == UNKNOWN else min(flows, packets)
-    return Measure((packets, duration_ns, flows), in_proportion(like.services, flows))
+    return Measure((packets, duration_ns, flows), shares(like.services, packets, flows))
 
 
 def _ordered(packets: int, known: list[Extent], prompted_flows: int, shortest: int, stream: Stream) -> Measure:
@@ -123,7 +125,7 @@ def _ordered(packets: int, known: list[Extent], prompted_flows: int, shortest: i
     like = near[stream.below(len(near))]
     grown = _nearby(FLOWS_LEFT, like.flows, stream) * (packets / like.packets) ** _growth(known)
     flows = max(1, min(round(grown), packets // max(1, shortest)), prompted_flows)
-    return Measure((packets, UNKNOWN, flows), in_proportion(like.services, flows))
+    return Measure((packets, UNKNOWN, flows), shares(like.services, packets, flows))
 
 
 def _growth(known: list[Extent]) -> float:
@@ -132,6 +134,25 @@ def _growth(known: list[Extent]) -> float:
     x, y = (sum(point[axis] for point in points) / len(points) for axis in (0, 1))
     spread = sum((point[0] - x) ** 2 for point in points)
     return min(1.0, max(0.0, sum((p[0] - x) * (p[1] - y) for p in points) / spread)) if spread > 0.0 else 0.0
+
+
+def shares(services: Mapping[int, Sequence[tuple[int, int]]], packets: int, flows: int) -> dict[int, list[int]]:
+    """Packets of flows by service for a session of so many packets and flows that is like one with `services`. Flows of
+    a handful of packets stay what they are, the others share the rest."""
+    totals = {service: sum(count for _, count in known) for service, known in services.items()}
+    owed: dict[int, list[int]] = {}
+    for service, count in in_proportion(totals, flows).items():
+        known, total = services[service], totals[service]
+        ends = list(accumulate(flows for _, flows in known))
+        owed[service] = [known[bisect_right(ends, (2 * i + 1) * total // (2 * count))][0] for i in range(count)]
+    few = sum(length for lengths in owed.values() for length in lengths if length <= FEW)
+    rest = sum(length for lengths in owed.values() for length in lengths if length > FEW)
+    if packets <= few or rest == 0:
+        return owed
+    scale = (packets - few) / rest
+    for lengths in owed.values():
+        lengths[:] = [max(1, round(length * scale)) if length > FEW else length for length in lengths]
+    return owed
 
 
 def in_proportion(services: Mapping[int, int], flows: int) -> dict[int, int]:

@@ -275,11 +275,19 @@ def open_model(
         vocabulary.timing.sampled_ns = options.gaps_ns
     else:
         vocabulary.repertoires = {
-            label: Repertoire(vocabulary.size, conduct.tokens[label])
+            label: _repertoire(conduct, label, vocabulary.size)
             for label in vocabulary.labels
             if label in conduct.tokens
         }
     return OpenModel(folder, name, model_hash(folder), vocabulary, kind, sampling, weights, options, conduct)
+
+
+def _repertoire(conduct: Conduct, label: str, size: int) -> Repertoire:
+    repertoire = Repertoire(size, conduct.tokens[label])
+    for service, sides in conduct.flow_tokens.get(label, {}).items():
+        for direction, runs in enumerate(sides):
+            repertoire.add_flow(service, direction, runs)
+    return repertoire
 
 
 def nearest(name: str, known: Sequence[str], what: str) -> str:

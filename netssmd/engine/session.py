@@ -282,7 +282,10 @@ class Session:
         wanted = decoder.wanted()
         if wanted:
             return _among([t for t in wanted if repertoire is None or repertoire.knows(t, t + 1)] or wanted)
-        return (lo, hi, b"") if repertoire is None else repertoire.within(lo, hi)
+        if repertoire is None:
+            return lo, hi, b""
+        flow = decoder.flow
+        return (repertoire if flow is None else repertoire.of_flow(flow.service, decoder.direction)).within(lo, hi)
 
     def ask_ahead(
         self,

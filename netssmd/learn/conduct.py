@@ -26,6 +26,7 @@ def conduct(shard: Shard, vocabulary: Vocabulary) -> dict[str, Any]:
     labels = vocabulary.labels
     extents: dict[str, list[list[Any]]] = {label: [] for label in labels}
     used = np.zeros((len(labels), vocabulary.size), np.bool_)
+    said_by: list[dict[tuple[int, int], npt.NDArray[np.bool_]]] = [{} for _ in labels]  # by service and direction
     answered, early, late = np.zeros((3, len(labels)), int)  # connections; reset before and after a side had closed
     established, closed = np.zeros((2, len(labels)), int)  # connections; closed by both sides
     closings: list[list[float]] = [[] for _ in labels]  # how far in their sessions connections begin to be closed
@@ -38,6 +39,7 @@ def conduct(shard: Shard, vocabulary: Vocabulary) -> dict[str, Any]:
         begin, end = int(record["start"]), int(record["start"]) + int(record["length"])
         tokens = shard.tokens[begin:end].astype(int)
         used[label, tokens] = True
+        _hear(said_by[label], tokens, shard.features[begin:end, FLOW_SERVICE], vocabulary)
         states = shard.features[begin:end, FLOW_STATE].astype(int) - vocabulary.feature_base[FLOW_STATE]
         told = (tokens >= length.lo) & (tokens < length.lo + v.EXTENT_UNTOLD) & (states < TCP_STATES**2)
         owed = shard.features[begin:end, FLOW_LEFT].astype(int) - vocabulary.feature_base[FLOW_LEFT] - 1
@@ -61,10 +63,13 @@ def conduct(shard: Shard, vocabulary: Vocabulary) -> dict[str, Any]:
             left -= np.array(vocabulary.left_base[: len(LEFT_BINS)]) + 1
             numbers = [bins.edges[max(0, member)] for bins, member in zip(LEFT_BINS, left, strict=True)]
             if numbers[2]:  # without flows it is no session to be like
-                opening = np.flatnonzero((tokens >= length.lo) & (tokens < length.lo + length.size))
-                services = shard.features[begin:end, FLOW_SERVICE][opening].astype(int)
-                services -= vocabulary.feature_base[FLOW_SERVICE]
-                extents[labels[label]].append([*numbers, _counted(services, vocabulary)])
+                opening = np.flatnonzero((tokens >= length.lo) & (tokens < length.lo + v.EXTENT_UNTOLD))
+                services, bins = (
+                    shard.features[begin:end, feature][opening + 1].astype(int) - vocabulary.feature_base[feature]
+                    for feature in (FLOW_SERVICE, FLOW_LEFT)
+                )
+                extents[labels[label]].append([*numbers, _flows(services, bins - 1, vocabulary)])
+    names, nothing = vocabulary.service_names(), np.zeros(vocabulary.size, np.bool_)
     return {
         "resets": {
             label: round(float(early[i] / max(early[i], answered[i])), 4) if early[i] > RARELY * answered[i] else 0.0
@@ -81,6 +86,14 @@ def conduct(shard: Shard, vocabulary: Vocabulary) -> dict[str, Any]:
         },
         "shortest": {label: _shortest(bins) for label, bins in zip(labels, lengths) if bins},
         "tokens": {label: _runs(row) for label, row in zip(labels, used) if row.any()},
+        "flow_tokens": {
+            label: {
+                names[service]: [_runs(heard.get((service, side), nothing)) for side in (0, 1)]
+                for service in sorted({service for service, _ in heard})
+            }
+            for label, heard in zip(labels, said_by)
+            if heard
+        },
         "extents": {label: _thinned(sorted(known, key=lambda one: one[:3])) for label, known in extents.items()},
         "resolution_ns": _resolution(np.logical_or.reduce(used), vocabulary),
     }
@@ -94,12 +107,38 @@ def _resolution(used: npt.NDArray[np.bool_], vocabulary: Vocabulary) -> int:
     return MICROSECOND if bins and whole else 1
 
 
-def _counted(services: npt.NDArray[np.int_], vocabulary: Vocabulary) -> dict[str, int]:
-    names, (found, counts) = vocabulary.service_names(), np.unique(services, return_counts=True)
-    return {names[service]: int(count) for service, count in zip(found, counts, strict=True)}
+def _hear(
+    heard: dict[tuple[int, int], npt.NDArray[np.bool_]], tokens: npt.NDArray[Any], services: npt.NDArray[Any],
+    vocabulary: Vocabulary,
+) -> None:  # fmt: skip
+    """Which tokens each side of the flows to each service says in a session."""
+    who = vocabulary.fields[v.WHO]
+    starts = np.flatnonzero((tokens >= who.lo) & (tokens < who.lo + who.size))
+    members = tokens[starts] - who.lo
+    directions = np.where(members < v.WHO_FAR, (members - v.WHO_FLOW) & 1, members - v.WHO_FAR)
+    directions[members < v.WHO_FLOW] = 0  # a new flow's first packet
+    direction = np.repeat(directions, np.diff([*starts, len(tokens)]))
+    service = services.astype(int) - vocabulary.feature_base[FLOW_SERVICE]
+    within = tokens >= vocabulary.fields[v.TCP_SHAPE].lo  # what is said once the flow is known
+    for key in np.unique(np.stack((service, direction), 1)[within], axis=0):
+        at = within & (service == key[0]) & (direction == key[1])
+        heard.setdefault((int(key[0]), int(key[1])), np.zeros(vocabulary.size, np.bool_))[tokens[at]] = True
+
+
+Flows = dict[str, list[list[int]]]
+
+
+def _flows(services: npt.NDArray[np.int_], bins: npt.NDArray[np.int_], vocabulary: Vocabulary) -> Flows:
+    """By the name of a service: packets, to their bin, and how many flows had so many."""
+    names, edges, found = vocabulary.service_names(), v.FLOW_LEFT_BINS.edges, {}
+    for service in np.unique(services):
+        members, counts = np.unique(bins[services == service], return_counts=True)
+        found[names[service]] = [[edges[one], int(count)] for one, count in zip(members, counts, strict=True)]
+    return found
 
 
 def _thinned(known: list[list[Any]]) -> list[list[Any]]:
+    known = [one for one in known if one[3]] or known  # those that tell of their flows, if there are any
     return known[:: max(1, -(-len(known) // MOST_EXTENTS))]
 
 

@@ -7,9 +7,11 @@
                                                     in 20) is closed
      "shortest": {"web": 7},                        packets that all but one in 200 of a label's TCP flows have at least
      "tokens": {"web": [[0, 5], [9, 31], ...]},    the tokens that a label ever used in training: from, to (exclusive)
-     "extents": {"web": [[812, 3051, 24,            sessions of a label in training: packets, milliseconds, flows;
-                 {"443/tcp": 14, "53/udp": 10}],    null: not to be told; and how many flows to each service, where
-                 ...]},                             that is known
+     "flow_tokens": {"web": {"53/udp":              likewise in flows to a service, of originator and responder
+                 [[[4, 5], ...], [[6, 9], ...]]}},
+     "extents": {"web": [[812, 3051, 5,             sessions of a label in training: packets, milliseconds, flows;
+        {"443/tcp": [[304, 1], [430, 1]],           null: not to be told; and by service the packets of its flows, with
+         "53/udp": [[2, 3]]}], ...]},               how many had so many, where that is known
     "resolution_ns": 1000,                         in which the captures tell times
     "temperatures": {"who": 0.9}}                  of fields, where the model is best drawn from at another than 1
 
@@ -36,7 +38,8 @@ CONDUCT: Final = "conduct.json"
 MOST_EXTENTS: Final = 256  # of a label
 MOST_ENTRIES: Final = 4096
 MOST_SHORTEST: Final = 1 << 16  # packets
-MOST_FLOWS: Final = 1 << 32
+MOST_PACKETS: Final = 1 << 40  # of a flow
+MOST_FLOWS: Final = 1 << 20
 MOST_RESOLUTION_NS: Final = 1_000_000
 TEMPERATURES: Final = (0.001, 100.0)  # or 0: the likeliest token
 MOST_BYTES: Final = 16 << 20
@@ -45,12 +48,13 @@ Run = tuple[int, int]  # token ids: from, to (exclusive)
 
 
 class Extent(NamedTuple):
-    """A session in training; `UNKNOWN`: not told. services: flows by member of the vocabulary's feature `service`."""
+    """A session in training; `UNKNOWN`: not told. services: by member of the vocabulary's feature `service` the packets
+    of its flows, and how many had so many."""
 
     packets: int
     milliseconds: int
     flows: int
-    services: Mapping[int, int] = MappingProxyType({})
+    services: Mapping[int, Sequence[tuple[int, int]]] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +66,7 @@ class Conduct:
     closes_from: Mapping[str, float] = field(default_factory=dict)
     shortest: Mapping[str, int] = field(default_factory=dict)
     tokens: Mapping[str, Sequence[Run]] = field(default_factory=dict)
+    flow_tokens: Mapping[str, Mapping[int, Sequence[Sequence[Run]]]] = field(default_factory=dict)  # by service
     extents: Mapping[str, Sequence[Extent]] = field(default_factory=dict)
     resolution_ns: int = 1
     temperatures: Mapping[str, float] = field(default_factory=dict)
@@ -104,8 +109,9 @@ def load_conduct(folder: Path, vocab_size: int, services: Sequence[str] = ()) ->
         raise CheckpointError(
             f'{path}: {error}; it holds {{"resets": {{label: share of its connections that were reset}}, "open": '
             '[label], "closes_from": {label: share}, "shortest": {label: packets}, "tokens": {label: [[from, to], '
-            '...]}, "extents": {label: [[packets, milliseconds, flows, {service: flows}], ...]}, "resolution_ns": a '
-            'number, "temperatures": {field: number}}, or is not there'
+            '...]}, "flow_tokens": {label: {service: [[[from, to], ...], [[from, to], ...]]}}, "extents": {label: '
+            '[[packets, milliseconds, flows, {service: [[packets, flows], ...]}], ...]}, "resolution_ns": a number, '
+            '"temperatures": {field: number}}, or is not there'
         ) from None
 
 
@@ -126,6 +132,13 @@ def parse_conduct(document: object, vocab_size: int, services: Sequence[str] = (
         {
             label: [_run(label, run, vocab_size) for run in _entries("tokens", label, runs)]
             for label, runs in _table("tokens", tokens)
+        },
+        {
+            label: {
+                _service("flow_tokens", label, name, numbers): _sides(label, name, sides, vocab_size)
+                for name, sides in _table(f"flow_tokens of {label}", services)
+            }
+            for label, services in _table("flow_tokens", document.get("flow_tokens"))
         },
         {
             label: [_extent(label, entry, numbers) for entry in _entries("extents", label, entries)]
@@ -195,13 +208,30 @@ def _extent(label: str, entry: object, numbers: Mapping[str, int]) -> Extent:
     if len(entry) == told:
         return Extent(packets, milliseconds, flows)
     services = {}
-    for name, count in _table(f"the services of an extent of {label}", entry[told]):
-        if name not in numbers:
-            raise ValueError(f"an extent of {label} has flows to {name[:40]!r}, which is no service of this model")
-        if type(count) is not int or not 1 <= count < MOST_FLOWS:
-            raise ValueError(f"an extent of {label} has an impossible number of flows to {name}")
-        services[numbers[name]] = count
+    for name, known in _table(f"the services of an extent of {label}", entry[told]):
+        pairs = [_of_flows(label, name, pair) for pair in _entries(f"flows to {name}", label, known)]
+        services[_service("extents", label, name, numbers)] = pairs
     return Extent(packets, milliseconds, flows, services)
+
+
+def _service(key: str, label: str, name: str, numbers: Mapping[str, int]) -> int:
+    if name not in numbers:
+        raise ValueError(f"{key} of {label} tell of {name[:40]!r}, which is no service of this model")
+    return numbers[name]
+
+
+def _sides(label: str, name: str, sides: object, vocab_size: int) -> list[list[Run]]:
+    if not isinstance(sides, list) or len(sides) != 2:
+        raise ValueError(f"flow_tokens of {label} to {name} are not of two sides")
+    return [[_run(label, run, vocab_size) for run in _entries("flow_tokens", label, side)] for side in sides]
+
+
+def _of_flows(label: str, name: str, pair: object) -> tuple[int, int]:
+    if isinstance(pair, list) and len(pair) == 2 and all(type(one) is int for one in pair):
+        packets, flows = pair
+        if 1 <= packets < MOST_PACKETS and 1 <= flows < MOST_FLOWS:
+            return packets, flows
+    raise ValueError(f"flows to {name} of an extent of {label}: {json.dumps(pair)[:40]} is no [packets, flows]")
 
 
 def _number(label: str, number: object) -> int:
