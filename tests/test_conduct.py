@@ -21,10 +21,11 @@ from netssmd.engine.opening import open_model
 from netssmd.engine.plan import address_plan
 from netssmd.engine.sampling import Stream
 from netssmd.engine.session import Limits, SessionInfo
+from netssmd.errors import CheckpointError
 from netssmd.learn.codec import ContextCodec
 from netssmd.learn.conduct import conduct
 from netssmd.learn.dataset import Shard, session_dtype
-from netssmd.model.conduct import parse_conduct
+from netssmd.model.conduct import load_temperatures, parse_conduct
 from netssmd.packet.wire import FIN, TCP, parse
 
 A4, B4 = frames.HOSTS4[:2]
@@ -136,6 +137,15 @@ def test_temperatures_of_the_model_and_of_who_asks(tmp_path: Path) -> None:
     lo = {field.name: field.lo for field in model.vocabulary.fields}
     asked = model.temperatures(0.5, {"iat": 2.0})
     assert [asked.of(lo[name]) for name in ("who", "iat", "length")] == [0.25, 2.0, 0.5]
+
+
+def test_temperatures_go_from_a_base_to_what_is_made_of_it(tmp_path: Path) -> None:
+    assert load_temperatures(tmp_path) == {}
+    (tmp_path / "conduct.json").write_text(json.dumps({"temperatures": {"who": 0.5}, "tokens": {"web": [[0, 10**9]]}}))
+    assert load_temperatures(tmp_path) == {"who": 0.5}
+    (tmp_path / "conduct.json").write_text('{"temperatures": {"who": -1}}')
+    with pytest.raises(CheckpointError, match="the temperature of who"):
+        load_temperatures(tmp_path)
 
 
 @pytest.mark.parametrize(

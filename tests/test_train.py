@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from netssmd.errors import ConfigError, NetssmdError, OutputError, UsageError
 from netssmd.learn.config import TrainConfig, load_train_config
 from netssmd.learn.dataset import open_dataset
-from netssmd.learn.train import Progress, Trainer, Validation, as_before, learning_rate, train
+from netssmd.learn.train import Progress, Trainer, Validation, as_before, dropout, learning_rate, train
 from netssmd.model.checkpoint import load_tensors_numpy
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -91,6 +91,7 @@ def test_the_learning_rate_warms_up_and_decays_to_its_share() -> None:
     assert learning_rate(config, 199, 0.0) == pytest.approx(top)
     assert learning_rate(config, 10_000, 0.5) == pytest.approx(top * 0.55)
     assert learning_rate(config, 10_000, 1.0) == pytest.approx(top * 0.1)
+    assert learning_rate(config, 9, 0.05) == pytest.approx(top, rel=0.01)  # a short training is warm sooner
 
 
 def test_it_learns_and_tells_a_label_gap(tmp_path: Path) -> None:
@@ -243,14 +244,25 @@ def test_lanes_agree_with_one_thread(tmp_path: Path) -> None:
     assert results[0][1].by_field == pytest.approx(results[1][1].by_field, rel=1e-3)
 
 
-def test_a_run_in_lanes_resumes_bit_for_bit(tmp_path: Path) -> None:
-    whole = tiny(tmp_path, 6, output={"path": str(tmp_path / "whole")}, machine={"threads": 2}, batch={"streams": 3})
-    parts = tiny(tmp_path, 6, output={"path": str(tmp_path / "parts")}, machine={"threads": 2}, batch={"streams": 3})
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_a_run_in_lanes_resumes_bit_for_bit(tmp_path: Path, dropout: float) -> None:
+    more = {"machine": {"threads": 2}, "batch": {"streams": 3}, "optimizer": {"dropout": dropout}}
+    whole = tiny(tmp_path, 6, output={"path": str(tmp_path / "whole")}, **more)
+    parts = tiny(tmp_path, 6, output={"path": str(tmp_path / "parts")}, **more)
     train(whole, JsonCodec())
     train(parts, JsonCodec(), stop=lambda: True)
     train(parts, JsonCodec())
     expected, got = weights(whole), weights(parts)
     assert all(torch.equal(tensor, got[name]) for name, tensor in expected.items())
+
+
+def test_dropout() -> None:
+    values = torch.ones(100, 100)
+    cpu = torch.device("cpu")
+    once, again, other = (dropout(0.25, (1, 2, lane), cpu)(values) for lane in (0, 0, 1))
+    assert torch.equal(once, again) and not torch.equal(once, other)
+    assert once.unique().tolist() == pytest.approx([0.0, 4 / 3]) and once.mean() == pytest.approx(1, abs=0.03)
+    assert dropout(0.0, (1, 2, 0), cpu)(values) is values
 
 
 def test_left_time() -> None:

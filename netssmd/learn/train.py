@@ -51,6 +51,7 @@ from netssmd.learn.prepare import Codec
 from netssmd.learn.ranks import Ranks, ranks
 from netssmd.learn.streams import Batch, Pass, Rows, Streams, choose_sessions
 from netssmd.model.checkpoint import folder_of
+from netssmd.model.conduct import load_temperatures
 from netssmd.model.config import ModelConfig
 from netssmd.model.mamba2 import Mamba2LM, State
 
@@ -620,6 +621,8 @@ def export(trainer: Trainer, path: Path, validation: Validation | None) -> None:
     try:
         shutil.rmtree(part, ignore_errors=True)
         known = conduct(trainer.dataset.train, trainer.vocabulary) if trainer.rows.left else None
+        if known is not None and trainer.config.base:  # what its base is best drawn at
+            known["temperatures"] = load_temperatures(folder_of(trainer.config.base))
         save_checkpoint(part, config, trainer.vocabulary.to_json(), tensors, card(trainer, validation), conduct=known)
         shutil.rmtree(path, ignore_errors=True)
         os.rename(part, path)

@@ -23,11 +23,11 @@ said cannot be drawn. A file that lacks a key knows nothing about it: then nothi
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeVar
 
 from netssmd.codec.context import UNKNOWN
 from netssmd.codec.decoder import Habits
@@ -44,6 +44,7 @@ MOST_RESOLUTION_NS: Final = 1_000_000
 TEMPERATURES: Final = (0.001, 100.0)  # or 0: the likeliest token
 MOST_BYTES: Final = 16 << 20
 
+T = TypeVar("T")
 Run = tuple[int, int]  # token ids: from, to (exclusive)
 
 
@@ -93,18 +94,33 @@ NO_CONDUCT: Final = Conduct()
 def load_conduct(folder: Path, vocab_size: int, services: Sequence[str] = ()) -> Conduct:
     """What the model in `folder`, of so many tokens and these services, has. Raises CheckpointError for a file that is
     broken."""
+    return _read(folder, lambda document: parse_conduct(document, vocab_size, services), NO_CONDUCT)
+
+
+def load_temperatures(folder: Path) -> dict[str, float]:
+    """Those alone. Raises CheckpointError."""
+
+    def temperatures(document: object) -> dict[str, float]:
+        if not isinstance(document, dict):
+            raise ValueError("it is no table")
+        return dict(parse_conduct({"temperatures": document.get("temperatures")}, 0).temperatures)
+
+    return _read(folder, temperatures, {})
+
+
+def _read(folder: Path, parse: Callable[[object], T], without: T) -> T:
     path = folder / CONDUCT
     try:
         with open(path, "rb") as file:
             content = file.read(MOST_BYTES + 1)
     except FileNotFoundError:
-        return NO_CONDUCT
+        return without
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror}") from None
     try:
         if len(content) > MOST_BYTES:
             raise ValueError(f"more than {MOST_BYTES:,} bytes")
-        return parse_conduct(json.loads(content), vocab_size, services)
+        return parse(json.loads(content))
     except (ValueError, RecursionError) as error:
         raise CheckpointError(
             f'{path}: {error}; it holds {{"resets": {{label: share of its connections that were reset}}, "open": '
