@@ -26,7 +26,7 @@ from netssmd.learn.codec import ContextCodec
 from netssmd.learn.conduct import conduct
 from netssmd.learn.dataset import Shard, session_dtype
 from netssmd.model.conduct import load_temperatures, parse_conduct
-from netssmd.packet.wire import FIN, TCP, parse
+from netssmd.packet.wire import FIN, TCP, UDP, parse
 
 A4, B4 = frames.HOSTS4[:2]
 T0 = 1_700_000_000_000_000_000
@@ -238,6 +238,15 @@ def test_connections_are_closed_when_the_label_closes_them(tmp_path: Path, close
                 early += busy and context.packets <= 0.8 * context.extent[0]
                 late += 1
     assert late and (early == 0) == (closes_from > 0)
+
+
+def test_services_of_ports_whichever_ports_are_known() -> None:
+    vocabulary = Vocabulary(("web",), (), (), (), (1024, 32768, 65535, 1))
+    names = vocabulary.service_names()
+    found = [names[service] if service >= 0 else "" for service in vocabulary.services_of_ports(UDP)]
+    high, middle, low = "32768-65535/udp", "1024-32767/udp", "0-1023/udp"
+    assert found == [high, middle, high, low, "", "1024/udp", "32768/udp", "65535/udp", "1/udp"]
+    assert names[vocabulary.service_of(TCP, 1025)] == "1024-32767/tcp" and vocabulary.service_of(TCP, 1024) == 1
 
 
 def test_services_in_proportion() -> None:

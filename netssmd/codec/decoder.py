@@ -462,13 +462,8 @@ class Decoder:
         return tokens
 
     def _owed_ports(self) -> list[int]:
-        vocabulary, base = self.vocabulary, self._base
-        ports = v.PORT_CLASS_LIKE + (-1,) * (v.PORT_KNOWN - v.PORT_SAME) + vocabulary.ports
-        return [
-            base + member
-            for member, port in enumerate(ports)
-            if port >= 0 and vocabulary.service_of(self._transport, port) in self.owed
-        ]
+        services = self.vocabulary.services_of_ports(self._transport)
+        return [self._base + member for member, service in enumerate(services) if service in self.owed]
 
     def _owed_extents(self) -> list[int]:
         flow = self._flow

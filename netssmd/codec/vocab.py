@@ -91,7 +91,6 @@ NEAR_HOSTS: Final = 61
 
 # PORT: a class, whose number is an identity; the other side's number; or a known service.
 PORT_CLASSES: Final = ("ephemeral", "registered", "any", "system")
-PORT_CLASS_LIKE: Final = (32_768, 1_024, 65_535, 1)  # a port of each class
 PORT_SAME: Final = len(PORT_CLASSES)
 PORT_KNOWN: Final = PORT_SAME + 1
 
@@ -483,6 +482,13 @@ class Vocabulary:
         if member < 0:
             member = SERVICE_PORTS - (1 if port < 1024 else 2 if port < 32_768 else 3)
         return 1 + member + (SERVICE_PORTS if transport == UDP else 0)
+
+    def services_of_ports(self, transport: int) -> list[int]:
+        """The same for each member of PORT, -1 for one that says no port; ports of the class "any" are taken for high
+        ones."""
+        first = 1 + (SERVICE_PORTS if transport == UDP else 0) + _PORTS
+        classes = [first, first + 1, first, first + 2]  # as SERVICE_RANGES
+        return [*classes, -1, *(self.service_of(transport, port) for port in self.ports)]
 
     def service_names(self) -> list[str]:
         """Of the members of the feature `service`, as 443/tcp or 1024-32767/udp; members that nothing has are empty."""
