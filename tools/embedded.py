@@ -161,7 +161,7 @@ def install(model: Path, report: Path, printed: Path, bits: float) -> None:
 @click.option("--rtt-factor", type=click.FloatRange(0, min_open=True), default=1.28,
               help="What handshakes measure by what the manifest tells: `netssmd evaluate`, ROUND TRIPS.")  # fmt: skip
 @click.option("--temperature", type=click.FloatRange(0), default=0.9, help="Of all fields; chosen on val.")
-@click.option("--sessions", type=click.IntRange(1), default=10, help="Of each label, to judge by.")
+@click.option("--sessions", type=click.IntRange(1), default=34, help="Of each label, to judge by: as many as are real.")
 @click.option("--install", "installs", is_flag=True, help="Make it the embedded model and write its page.")
 def main(
     captures: Path, output: Path, base: str, tokens: int, rtt_factor: float, temperature: float, sessions: int,

@@ -359,7 +359,7 @@ def damaged(data: bytes, target: Target, rng: random.Random) -> bytes:
     return data[: 2 * target.most_bytes]
 
 
-CONDUCT_WORDS = (*(f'"{key.name}"' for key in fields(Conduct)), '"who"', "1000")
+CONDUCT_WORDS = (*(f'"{key.name}"' for key in fields(Conduct)), '"who"', '"other"', '"0-1023/tcp"', "1000")
 JSON_WORDS = ('"', "{", "}", "[", "]", ":", ",", "null", "true", "1e999", "-1", "18446744073709551616", "NaN")
 TARGETS: dict[str, Target] = {
     "capture": Target(capture, 512, ("\x0a\x0d\x0d\x0a", "\x1f\x8b", "\x28\xb5\x2f\xfd", "\xff\xff\xff\xff")),
