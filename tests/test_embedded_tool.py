@@ -59,10 +59,18 @@ def test_the_page_has_what_was_asked_and_the_sheets(tool: ModuleType) -> None:
              "discriminator AUC")  # fmt: skip
     perfect = {name: {"synthetic": 0.5, "floor": 0.5, "real": 0.5} for name in names}
     perfect |= {name: {"synthetic": 0.0, "floor": 0.0, "real": None} for name in names[2:4]}
-    trips = {"benign": {"measured/condition": {"synthetic": 1.0}}}
-    assert not any("**no**" in row for row in tool.asked(perfect, trips, 6.0))
+    label = {name: {"synthetic": 0.2, "floor": 0.2} for name in ("gap KS", "size JS")}
+    topics = {
+        "headlines": perfect,
+        "round trips": {"benign": {"measured/condition": {"synthetic": 1.0}}},
+        "packets": {"benign": label, "web": label, "chat": label},
+    }
+    assert not any("**no**" in row for row in tool.asked(topics, 6.0))
     worse = perfect | {"discriminator AUC": {"synthetic": 0.8, "floor": 0.5, "real": None}}
-    assert sum("**no**" in row for row in tool.asked(worse, trips, 9.0)) == 2
+    assert sum("**no**" in row for row in tool.asked(topics | {"headlines": worse}, 9.0)) == 2
+    far = {"benign": label, "web": label, "chat": label | {"size JS": {"synthetic": 0.4, "floor": 0.2}}}
+    (row,) = [row for row in tool.asked(topics | {"packets": far}, 6.0) if "**no**" in row]
+    assert row == "| the same for every label | 1 of 2; not chat | **no** |"
     text = tool.filled("a\n<!-- x -->\nold\n<!-- end -->\nb\n", {"x": "new"})
     assert text == "a\n<!-- x -->\nnew\n<!-- end -->\nb\n"
     with pytest.raises(ValueError, match="no <!-- y -->"):

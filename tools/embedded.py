@@ -47,6 +47,7 @@ path = "{path}"
 name = "lab"
 """
 MANIFEST = "manifest.csv"
+GROUPS = ("all labels", "benign")  # rows of a report that are no label's
 SHOWN = ("HEADLINES", "ROUND TRIPS", "SESSIONS", "PACKETS", "TCP FLOWS", "REFEREES")
 
 Score = dict[str, Any]  # of a report: synthetic, floor, real
@@ -89,8 +90,9 @@ def with_temperature(trained: Path, model: Path, temperature: float, data: str) 
     )
 
 
-def asked(headlines: dict[str, Score], trips: dict[str, Score], bits: float) -> list[str]:
-    """The table of what was asked and what was reached."""
+def asked(topics: dict[str, Any], bits: float) -> list[str]:
+    """The table of what was asked and what was reached, from a report's topics."""
+    headlines, trips = topics["headlines"], topics["round trips"]
 
     def score(name: str) -> tuple[float, float, float]:
         row = headlines[name]
@@ -110,6 +112,10 @@ def asked(headlines: dict[str, Score], trips: dict[str, Score], bits: float) -> 
         made, floor, _ = score(name)
         said = f"{made:.3f}, {made / floor:.2f} times, in the mean over benign labels"
         rows.append((f"{name} at most 1.5 times the floor", said, made <= 1.5 * floor))
+        labels = {label: scores[name] for label, scores in topics["packets"].items() if label not in GROUPS}
+        beyond = [label for label, of in labels.items() if of["synthetic"] > 1.5 * of["floor"]]
+        said = f"{len(labels) - len(beyond)} of {len(labels)}" + (f"; not {', '.join(beyond)}" if beyond else "")
+        rows.append(("the same for every label", said, not beyond))
     for name in ("label test, chosen labels", "label test, all labels"):
         made, floor, _ = score(name)
         said = f"{made:.2f} for {floor:.2f}: {made / floor:.2f}"
@@ -147,7 +153,7 @@ def install(model: Path, report: Path, printed: Path, bits: float) -> None:
         shutil.copyfile(file, place / file.name)
     topics = json.loads((report / "report.json").read_text())["topics"]
     parts = {
-        "asked": "\n".join(asked(topics["headlines"], topics["round trips"], bits)),
+        "asked": "\n".join(asked(topics, bits)),
         "sheets": sheets(printed.read_text()),
     }
     DOCUMENT.write_text(filled(DOCUMENT.read_text(), parts))
