@@ -112,6 +112,7 @@ ENDS_CLOSED: Final = 1
 ENDS_CLOSED_OR_RESET: Final = 2
 ENDS_RESET: Final = 3
 CLOSING: Final = 3  # packets that close a connection: FIN, FIN, ACK
+CLOSING_RESET: Final = 6  # FIN, data that crosses it, RST, FIN, RST
 BEHIND_RST: Final = 3  # packets of the peer, on their way or its FIN
 MOST_OVERTIME: Final = 16  # packets that a flow is given beyond its extent to be closed in
 ECHOES: Final = ((8, 0), (0, 0), (128, 0), (129, 0))
@@ -268,7 +269,8 @@ class Flow:
 
     def is_closing(self) -> bool:
         """Of such a connection: only the packets that close it are left."""
-        return self.may_close() and self.extent - self.packets <= CLOSING
+        left = CLOSING if self.ending == ENDS_CLOSED else CLOSING_RESET
+        return self.may_close() and self.extent - self.packets <= left
 
     def is_open(self) -> bool:
         """An established connection that was not closed by both sides, nor reset."""
