@@ -20,7 +20,7 @@ from netssmd.engine.mix import in_proportion
 from netssmd.engine.opening import open_model
 from netssmd.engine.plan import address_plan
 from netssmd.engine.sampling import Stream
-from netssmd.engine.session import Limits, SessionInfo
+from netssmd.engine.session import Limits, Session, SessionInfo
 from netssmd.errors import CheckpointError
 from netssmd.learn.codec import ContextCodec
 from netssmd.learn.conduct import conduct
@@ -173,6 +173,16 @@ def test_what_is_wrong_is_named(said: dict[str, object], complaint: str) -> None
         parse_conduct(said, MADE.size, MADE.service_names())
 
 
+def drawable(session: Session) -> list[int]:
+    """The tokens that the session would have drawn from."""
+    ranges: list[int] = []
+    masks: list[bytes] = []
+    session.ask([], ranges, [], [], masks)
+    lo, hi = ranges
+    factors = np.frombuffer(masks[0], np.float32) if masks[0] else np.ones(hi - lo)
+    return [lo + int(place) for place in np.flatnonzero(factors)]
+
+
 @pytest.mark.parametrize("ordered", [None, 90.0])
 def test_a_session_opens_the_flows_that_the_one_it_is_like_had(tmp_path: Path, ordered: float | None) -> None:
     """To each service as many, whatever is drawn of what may be."""
@@ -190,15 +200,11 @@ def test_a_session_opens_the_flows_that_the_one_it_is_like_had(tmp_path: Path, o
         decoder, opened, lengths = session.decoder, [], []
         assert isinstance(decoder, Decoder)
         while not session.ended:
-            ranges: list[int] = []
-            masks: list[bytes] = []
-            session.ask([], ranges, [], [], masks)
-            lo, hi = ranges
-            legal = np.flatnonzero(np.frombuffer(masks[0], np.float32)) if masks[0] else np.arange(hi - lo)
+            legal = drawable(session)
             if decoder.field == v.PORT and decoder.owed:  # "any" may be of another range than it is taken for
-                legal = legal[legal + lo != decoder.base + v.PORT_CLASSES.index("any")]
+                legal = [token for token in legal if token != decoder.base + v.PORT_CLASSES.index("any")]
             asked = decoder.field
-            session.advance(lo + int(legal[random.below(len(legal))]))
+            session.advance(legal[random.below(len(legal))])
             if asked == v.EXTENT:
                 assert decoder.flow is not None
                 opened.append(names[decoder.flow.service])
@@ -222,18 +228,14 @@ def test_connections_are_closed_when_the_label_closes_them(tmp_path: Path, close
         assert isinstance(decoder, Decoder)
         context = decoder.context
         while not session.ended:
-            ranges: list[int] = []
-            masks: list[bytes] = []
-            session.ask([], ranges, [], [], masks)
-            lo, hi = ranges
-            legal = np.flatnonzero(np.frombuffer(masks[0], np.float32)) if masks[0] else np.arange(hi - lo)
+            legal = drawable(session)
             if decoder.field == v.WHO:
                 others = any(flow.owing and not flow.is_closing() for flow in context.flows)
                 busy = others or context.flows_opened < context.extent[2]
             if decoder.field == v.TCP_SHAPE:
                 assert decoder.flow is not None
                 established = decoder.flow.may_close()
-            packet = session.advance(lo + int(legal[random.below(len(legal))]))
+            packet = session.advance(legal[random.below(len(legal))])
             if packet is not None and established and parse(packet.data, packet.orig_len).flags & FIN:
                 early += busy and context.packets <= 0.8 * context.extent[0]
                 late += 1
