@@ -63,23 +63,29 @@ def test_a_clock_that_is_set_is_followed_and_told(tmp_path: Path, caplog: pytest
 
 
 def test_storage_that_turns_read_only_is_waited_for(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A read-only mount of the folder comes over it and goes again, as a remount does where no file is open."""
-    out = tmp_path / "captures"
+    """A read-only mount of the folder comes over it and goes again, as a remount does where no file is open. It is made
+    beside, where nobody writes, and then put in place in one step."""
+    out, beside = tmp_path / "captures", tmp_path / "beside"
+    beside.mkdir()
     base = config(out, FAST)
     small = msgspec.structs.replace(base.output, slice_packets=40)
     service = Service(msgspec.structs.replace(base, output=small), FakeModel(endless=True))
 
     def mount(*arguments: str) -> None:
-        done = subprocess.run(["mount", *arguments, str(out)], capture_output=True, text=True)
+        done = subprocess.run(["mount", *arguments], capture_output=True, text=True)
         if done.returncode:
             pytest.skip(f"nothing can be mounted here: {done.stderr.strip()}")
 
     async def scenario() -> None:
         running = asyncio.create_task(service.run())
         await until(lambda: service.ring is not None and service.ring.packets > 0)
-        mount("--bind", str(out))
+        mount("--bind", str(out), str(beside))
         try:
-            mount("-o", "remount,bind,ro")
+            mount("-o", "remount,bind,ro", str(beside))
+            mount("--bind", str(beside), str(out))
+        finally:
+            subprocess.run(["umount", "-l", str(beside)], check=True)
+        try:
             await until(lambda: "storage" in service.board.pauses)
             assert "Read-only file system" in caplog.text
             sent = service.output.counters.total_packets
