@@ -32,6 +32,7 @@ def conduct(shard: Shard, vocabulary: Vocabulary) -> dict[str, Any]:
     closings: list[list[float]] = [[] for _ in labels]  # how far in their sessions connections begin to be closed
     lengths: list[list[int]] = [[] for _ in labels]  # of TCP flows, as bins
     shape, length, gap = (vocabulary.fields[field] for field in (v.TCP_SHAPE, v.EXTENT, v.IAT))
+    names, nothing = vocabulary.service_names(), np.zeros(vocabulary.size, np.bool_)
     for record in shard.sessions:
         label = int(record["label"])
         if label < 0:
@@ -39,11 +40,14 @@ def conduct(shard: Shard, vocabulary: Vocabulary) -> dict[str, Any]:
         begin, end = int(record["start"]), int(record["start"]) + int(record["length"])
         tokens = shard.tokens[begin:end].astype(int)
         used[label, tokens] = True
-        _hear(said_by[label], tokens, shard.features[begin:end, FLOW_SERVICE], vocabulary)
-        states = shard.features[begin:end, FLOW_STATE].astype(int) - vocabulary.feature_base[FLOW_STATE]
-        told = (tokens >= length.lo) & (tokens < length.lo + v.EXTENT_UNTOLD) & (states < TCP_STATES**2)
-        owed = shard.features[begin:end, FLOW_LEFT].astype(int) - vocabulary.feature_base[FLOW_LEFT] - 1
-        lengths[label] += owed[np.flatnonzero(told) + 1].tolist()  # as the next token is told it
+        states, services, owed = (
+            shard.features[begin:end, feature].astype(int) - vocabulary.feature_base[feature]
+            for feature in (FLOW_STATE, FLOW_SERVICE, FLOW_LEFT)
+        )
+        _hear(said_by[label], tokens, services, vocabulary)
+        opening = np.flatnonzero((tokens >= length.lo) & (tokens < length.lo + v.EXTENT_UNTOLD))
+        packets = owed[opening + 1] - 1  # bins, as the next token is told them
+        lengths[label] += packets[states[opening] < TCP_STATES**2].tolist()
         at = np.flatnonzero((tokens >= shape.lo) & (tokens < shape.lo + 36 * v.FLAGS_OTHER))
         classes = (tokens[at] - shape.lo) // 36
         answered[label] += np.isin(classes, SYN_ACKS).sum()
@@ -63,13 +67,7 @@ def conduct(shard: Shard, vocabulary: Vocabulary) -> dict[str, Any]:
             left -= np.array(vocabulary.left_base[: len(LEFT_BINS)]) + 1
             numbers = [bins.edges[max(0, member)] for bins, member in zip(LEFT_BINS, left, strict=True)]
             if numbers[2]:  # without flows it is no session to be like
-                opening = np.flatnonzero((tokens >= length.lo) & (tokens < length.lo + v.EXTENT_UNTOLD))
-                services, bins = (
-                    shard.features[begin:end, feature][opening + 1].astype(int) - vocabulary.feature_base[feature]
-                    for feature in (FLOW_SERVICE, FLOW_LEFT)
-                )
-                extents[labels[label]].append([*numbers, _flows(services, bins - 1, vocabulary)])
-    names, nothing = vocabulary.service_names(), np.zeros(vocabulary.size, np.bool_)
+                extents[labels[label]].append([*numbers, _flows(services[opening + 1], packets, names)])
     return {
         "resets": {
             label: round(float(early[i] / max(early[i], answered[i])), 4) if early[i] > RARELY * answered[i] else 0.0
@@ -108,7 +106,7 @@ def _resolution(used: npt.NDArray[np.bool_], vocabulary: Vocabulary) -> int:
 
 
 def _hear(
-    heard: dict[tuple[int, int], npt.NDArray[np.bool_]], tokens: npt.NDArray[Any], services: npt.NDArray[Any],
+    heard: dict[tuple[int, int], npt.NDArray[np.bool_]], tokens: npt.NDArray[Any], service: npt.NDArray[Any],
     vocabulary: Vocabulary,
 ) -> None:  # fmt: skip
     """Which tokens each side of the flows to each service says in a session."""
@@ -118,7 +116,6 @@ def _hear(
     directions = np.where(members < v.WHO_FAR, (members - v.WHO_FLOW) & 1, members - v.WHO_FAR)
     directions[members < v.WHO_FLOW] = 0  # a new flow's first packet
     direction = np.repeat(directions, np.diff([*starts, len(tokens)]))
-    service = services.astype(int) - vocabulary.feature_base[FLOW_SERVICE]
     within = tokens >= vocabulary.fields[v.TCP_SHAPE].lo  # what is said once the flow is known
     for key in np.unique(np.stack((service, direction), 1)[within], axis=0):
         at = within & (service == key[0]) & (direction == key[1])
@@ -128,9 +125,9 @@ def _hear(
 Flows = dict[str, list[list[int]]]
 
 
-def _flows(services: npt.NDArray[np.int_], bins: npt.NDArray[np.int_], vocabulary: Vocabulary) -> Flows:
+def _flows(services: npt.NDArray[np.int_], bins: npt.NDArray[np.int_], names: list[str]) -> Flows:
     """By the name of a service: packets, to their bin, and how many flows had so many."""
-    names, edges, found = vocabulary.service_names(), v.FLOW_LEFT_BINS.edges, {}
+    edges, found = v.FLOW_LEFT_BINS.edges, {}
     for service in np.unique(services):
         members, counts = np.unique(bins[services == service], return_counts=True)
         found[names[service]] = [[edges[one], int(count)] for one, count in zip(members, counts, strict=True)]

@@ -133,35 +133,40 @@ def _read(folder: Path, parse: Callable[[object], T], without: T) -> T:
 
 def parse_conduct(document: object, vocab_size: int, services: Sequence[str] = ()) -> Conduct:
     """Raises ValueError."""
-    numbers = {name: number for number, name in enumerate(services) if name}
     if not isinstance(document, dict):
         raise ValueError("it is no table")
-    resets, shortest, tokens, extents = (document.get(key) for key in ("resets", "shortest", "tokens", "extents"))
-    closes_from, left_open = document.get("closes_from"), document.get("open", [])
+    said: dict[str, object] = document
+    numbers = {name: number for number, name in enumerate(services) if name}
+    left_open = said.get("open", [])
     if not isinstance(left_open, list) or not all(isinstance(label, str) for label in left_open):
         raise ValueError("open is no list of labels")
+
+    def table(key: str) -> list[tuple[str, object]]:
+        return _table(key, said.get(key))
+
+    resets = {label: _share("resets", label, part) for label, part in table("resets")}
     return Conduct(
-        None if resets is None else {label: _share("resets", label, part) for label, part in _table("resets", resets)},
+        None if said.get("resets") is None else resets,
         frozenset(left_open),
-        {label: _share("closes_from", label, part) for label, part in _table("closes_from", closes_from)},
-        {label: _shortest(label, packets) for label, packets in _table("shortest", shortest)},
+        {label: _share("closes_from", label, part) for label, part in table("closes_from")},
+        {label: _shortest(label, packets) for label, packets in table("shortest")},
         {
             label: [_run(label, run, vocab_size) for run in _entries("tokens", label, runs)]
-            for label, runs in _table("tokens", tokens)
+            for label, runs in table("tokens")
         },
         {
             label: {
                 _service("flow_tokens", label, name, numbers): _sides(label, name, sides, vocab_size)
-                for name, sides in _table(f"flow_tokens of {label}", services)
+                for name, sides in _table(f"flow_tokens of {label}", by_service)
             }
-            for label, services in _table("flow_tokens", document.get("flow_tokens"))
+            for label, by_service in table("flow_tokens")
         },
         {
             label: [_extent(label, entry, numbers) for entry in _entries("extents", label, entries)]
-            for label, entries in _table("extents", extents)
+            for label, entries in table("extents")
         },
-        _resolution(document.get("resolution_ns", 1)),
-        {name: _temperature(name, value) for name, value in _table("temperatures", document.get("temperatures"))},
+        _resolution(said.get("resolution_ns", 1)),
+        {name: _temperature(name, value) for name, value in table("temperatures")},
     )
 
 
