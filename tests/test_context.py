@@ -7,6 +7,7 @@ features, the packet. Most tests here only choose the packets.
 import hashlib
 import os
 import random
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -342,6 +343,65 @@ def test_a_fresh_error_quotes_as_much_as_was_told(payload: bytes, told: int) -> 
         assert headers.payload_len == len(headers.body) == min(there_is, max(28, told))
         quoted = parse(bytes(12) + b"\x08\0" + headers.body, 14 + int.from_bytes(headers.body[2:4], "big"))
         assert (quoted.src, quoted.dst, quoted.transport) == (headers.dst, headers.src, 17)
+
+
+def test_a_fresh_error_quotes_what_was_sent_to_its_sender_and_the_beginning_of_a_datagram() -> None:
+    """The address's latest packet went to somebody else, and its datagram came in two fragments."""
+    datagram = frames.udp(40_000, 7, bytes(1592))
+    to_b = [
+        between(A4, B4, datagram[:1480], 17, flags=1, ident=9),
+        between(A4, B4, datagram[1480:], 17, flags=0, offset=1480, ident=9),
+    ]
+    to_c = between(A4, C4, frames.udp(40_001, 7, b"else"), 17)
+    error = between(B4, A4, b"\x03\x03\0\0\0\0\0\0E" + bytes(99), 1)
+    encoded = encode(at_intervals(*to_b, to_c, error), EMPTY)
+    decoder = Decoder(EMPTY, made.RandomIdentities(random.Random(1)), 0, 1500)
+    first, _, other, answer = [decoded for token in encoded.tokens if (decoded := decoder.feed(token))]
+    length = answer.headers.payload_len
+    assert length > 90 and answer.headers.body == render(first.headers)[0][14 : 14 + length]
+    assert other.headers.dst != first.headers.dst == answer.headers.src
+
+
+@pytest.mark.parametrize(
+    ("offered", "agreed"),
+    [
+        ("", "020405b4"),
+        ("020405b4", "020405b4"),
+        ("020405b401010402", "020405b404020101"),
+        ("020405b40101040201030306", "020405b40402010101030307"),
+        ("020405b40402080a000000010000000001030306", "020405b40402080a........0000000101030307"),
+    ],
+)
+def test_a_fresh_answer_has_the_options_that_were_offered(offered: str, agreed: str) -> None:
+    """A recorded one has what it had."""
+    full = bytes.fromhex("020405b40402080a000000070000000101030307")
+    syn = frames.tcp(40_000, 443, 2, 1, 0, options=bytes.fromhex(offered))
+    answer = frames.tcp(443, 40_000, 0x12, 5, 2, options=full)
+    packets = at_intervals(between(A4, B4, syn), between(B4, A4, answer))
+    encoded = encode(packets, EMPTY)
+    decoder = Decoder(EMPTY, made.RandomIdentities(random.Random(1)), 0, 1500)
+    _, fresh = [decoded for token in encoded.tokens if (decoded := decoder.feed(token))]
+    assert re.fullmatch(agreed[:24], fresh.headers.tcp_options.hex()[:24])
+    assert len(fresh.headers.tcp_options) == len(agreed) // 2
+    assert [first_difference(*pair) for pair in zip(packets, decode(encoded, EMPTY), strict=True)] == [None] * 2
+
+
+def test_later_payloads_need_less_than_the_first_of_their_kind() -> None:
+    def sent(sport: int, dport: int, payload: bytes) -> bytes:
+        return between(A4, B4, frames.udp(sport, dport, payload), 17)
+
+    def answer(count: int, length: int) -> bytes:
+        head = b"\x12\x34\x81\x80\0\1\0" + bytes((count, 0, 0, 0, 0))
+        return sent(53, 40_001, head + b"\4host\0\0\1\0\1" + bytes(length - 22))
+
+    initial = b"\xc3\0\0\0\1" + bytes(40)
+    short = [sent(40_000, 443, b"\x41" + bytes(more)) for more in (32, 9)]
+    packets = [sent(40_000, 443, initial), *short, answer(1, 34), answer(0, 28)]
+    vocabulary = Vocabulary((), (), (28, 33), (), ())
+    encoded = encode(at_intervals(*packets), vocabulary)
+    decoder = Decoder(vocabulary, made.RandomIdentities(random.Random(1)), 0, 1500)
+    headers = [decoded.headers for token in encoded.tokens if (decoded := decoder.feed(token))]
+    assert [h.payload_len for h in headers] == [48, 33, 21, 35, 28]
 
 
 def test_fresh_payloads_are_as_long_as_their_kind_needs_and_recorded_ones_as_they_were() -> None:

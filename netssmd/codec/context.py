@@ -98,6 +98,7 @@ X_FRAGMENT: Final = 8192
 X_REST: Final = 16384
 
 TIMESTAMPS: Final = b"\x01\x01\x08\x0a"
+OFFERED: Final = (3, 4, 8)  # options that an answer has only if they were offered: window scale, SACK, timestamps
 DEFAULT_STACK: Final = Stack(
     bytes.fromhex("020405b40402080a000000000000000001030307"), window=64240, ttl=64, tos=0, ip_flags=2, zero_id=False
 )
@@ -707,7 +708,8 @@ class Context:
                 flow.burst = 0
             flow.burst += length
         side.last_ns = self.now_ns
-        side.last_headers = headers
+        if not headers.fragment_offset:  # an error quotes whole datagrams (RFC 1122, section 3.2.2)
+            side.last_headers = headers
         flow.packets += 1
         flow.last_direction = side.direction
         if flow.owing:

@@ -322,7 +322,7 @@ class Decoder:
             self._packet_field(field, member)
         elif self._phase == _KIND:
             self._kind = member
-            self._least_length(member)
+            self._needs(member, later=False)
         elif self._phase == _ESCAPE:
             return self._escape_field(field, member)
         else:
@@ -969,15 +969,17 @@ class Decoder:
         new = self._new
         kind = self._kind
         context.update(flow, side, peer, headers, frame_len)
+        if kind:
+            self._needs(kind, later=True)
         self._begin()
         return Decoded(gap, headers, flow.number, direction, new, kind, flow.sides[0].key)
 
-    def _least_length(self, kind: int) -> None:
-        """Remember how short the side's payloads may be, now that its kind is told."""
+    def _needs(self, kind: int, later: bool) -> None:
+        """Remember how short the payloads of a side that has begun with this kind may be; later: than its first."""
         flow = self._flow
         assert flow is not None
-        name = KINDS[kind]
-        flow.sides[self._direction].least = least_length(name, flow.protocol, flow.ports[0], flow.ports[1])
+        ports = flow.ports
+        flow.sides[self._direction].least = least_length(KINDS[kind], flow.protocol, ports[0], ports[1], later)
 
     def _room(self, headers: Headers) -> int:
         """Payload bytes that fit into the MTU, once options are known."""
@@ -1027,6 +1029,8 @@ class Decoder:
         stack: Stack | None = None
         if syn:
             stack = self._told_stack(side, answers)
+            if answers and self._made_up:
+                stack = _agreed(stack, peer)
             headers.window = stack.window
             headers.tcp_options = stack.options
             side.ttl = stack.ttl
@@ -1318,7 +1322,8 @@ class Decoder:
             headers.ident = side.ident
 
     def _quotation(self, headers: Headers) -> bytes:
-        """What an ICMP error quotes (RFC 792, RFC 4443): the last packet that its receiver sent, empty if it is none.
+        """What an ICMP error quotes (RFC 792, RFC 4443): the last packet that its receiver sent to its sender, or else
+        to anybody, empty if it is none.
 
         A receiver that has sent nothing is quoted with a traceroute's probe.
         """
@@ -1328,26 +1333,30 @@ class Decoder:
                 return b""
         elif icmp_type >= 128:
             return b""
+        found: Headers | None = None
         for flow in [*self.context.flows[:64], *self.context.over[:16]]:
             if flow.transport != TCP and flow.transport != UDP:
                 continue
             for sender in flow.sides:
                 quoted = sender.last_headers
-                if quoted is not None and sender.host.address == headers.dst and quoted.version == headers.version:
-                    data, orig_len = render(quoted)
-                    data = data[len(quoted.link) : orig_len - max(0, quoted.trailer_len)]
-                    return data[: _least_quoted(data)] if flow.transport == TCP and quoted.payload_len else data
-        probe = Headers()
-        probe.version = headers.version
-        probe.transport = UDP
-        probe.protocol = UDP
-        probe.ttl = 1
-        probe.src = headers.dst
-        probe.dst = headers.src
-        probe.sport = 33434
-        probe.dport = 33434
-        probe.payload_len = 32
-        return render(probe)[0]
+                if quoted is None or sender.host.address != headers.dst or quoted.version != headers.version:
+                    continue
+                if found is None or (quoted.dst == headers.src and found.dst != headers.src):
+                    found = quoted
+        if found is None:
+            found = Headers()
+            found.version = headers.version
+            found.transport = UDP
+            found.protocol = UDP
+            found.ttl = 1
+            found.src = headers.dst
+            found.dst = headers.src
+            found.sport = 33434
+            found.dport = 33434
+            found.payload_len = 32
+        data, orig_len = render(found)
+        data = data[len(found.link) : orig_len - max(0, found.trailer_len)]
+        return data[: _least_quoted(data)] if found.transport == TCP and found.payload_len else data
 
     # --- escapes --------------------------------------------------------------------------------------------------
 
@@ -1377,6 +1386,27 @@ class Decoder:
         headers.trailer_len = orig_len - len(headers.body)
         self._begin()
         return Decoded(gap, headers, -1, 0, False, 0, (b"", b"", 0, 0, 0))
+
+
+def _agreed(stack: Stack, peer: Side) -> Stack:
+    """A SYN+ACK's stack without the options that its peer's SYN has not offered (RFC 7323, RFC 2018): NOPs stand in
+    their place, as far as they share four bytes with others."""
+    asked = peer.last_headers
+    if asked is None or not asked.flags & SYN:
+        return stack
+    offered = [kind for kind, _ in cx.tcp_option_list(asked.tcp_options)]
+    options = bytearray(stack.options)
+    at = cx.option_at(stack.options, 0)
+    while at >= 0:
+        end = at + options[at + 1]
+        if options[at] in cx.OFFERED and options[at] not in offered:
+            options[at:end] = b"\1" * (end - at)
+        at = cx.option_at(stack.options, end)
+    if options == stack.options:
+        return stack
+    words = [bytes(options[i : i + 4]) for i in range(0, len(options), 4)]
+    left = b"".join([word for word in words if word != b"\1\1\1\1"])
+    return Stack(left, stack.window, stack.ttl, stack.tos, stack.ip_flags, stack.zero_id)
 
 
 def _least_quoted(packet: bytes) -> int:

@@ -112,6 +112,15 @@ LEAST: Final = {
     (_TCP, "http2-preface"): 24,
 }
 
+# The same for what such a side says later: QUIC goes on with short headers, and the next answer may be an empty one.
+LEAST_LATER: Final = {
+    (_UDP, "dns-answer-1"): 26,
+    (_UDP, "dns-answer-few"): 26,
+    (_UDP, "dns-answer-many"): 26,
+    (_UDP, "quic-initial"): 21,
+    (_UDP, "quic-handshake"): 21,
+}
+
 # The same by well-known port, for a side whose kind says nothing.
 LEAST_AT_PORT: Final = {
     (_UDP, 53): 26,
@@ -216,7 +225,10 @@ def _udp_kind(payload: bytes, sport: int, dport: int) -> str:
     return _prefix_kind(payload)
 
 
-def least_length(name: str, protocol: int, sport: int, dport: int) -> int:
-    """Fewest payload bytes of a packet of this kind between these ports."""
+def least_length(name: str, protocol: int, sport: int, dport: int, later: bool = False) -> int:
+    """Fewest payload bytes of a packet of this kind between these ports; later: of one after a first one of this
+    kind."""
     least = LEAST.get((protocol, name), 0)
+    if later:
+        least = LEAST_LATER.get((protocol, name), least)
     return max(least, LEAST_AT_PORT.get((protocol, sport), 0), LEAST_AT_PORT.get((protocol, dport), 0))
