@@ -32,6 +32,7 @@ COMMANDS = {
     "codec": "Round-trip captures through the codec: exactness, escapes, tokens and bits a packet.",
     "prepare": "Turn folders of captures into a training set.",
     "train": "Train a model on a prepared training set.",
+    "calibrate": "Weigh a model's tokens, so that its sessions say in the sum what training says.",
     "evaluate": "Judge generated captures beside real ones.",
     "model": "Show, list and import models.",
     "tap": "Make, remove and list the TAP devices that packets leave on.",

@@ -164,6 +164,13 @@ def test_temperatures_go_from_a_base_to_what_is_made_of_it(tmp_path: Path) -> No
         ({"flow_tokens": {"web": {"gopher": [[], []]}}}, "flow_tokens of web tell of 'gopher'"),
         ({"flow_tokens": {"web": {"other": [[]]}}}, "are not of two sides"),
         ({"flow_tokens": {"web": {"other": [[], [[1, 1]]]}}}, r"is no \[from, to\]"),
+        ({"weights": {"web": [[-1, 1.0]]}}, r"weights of web: \[-1, 1.0\] is no \[token below"),
+        ({"weights": {"web": [[1, 0]]}}, r"is no \[token below \d+, 0.01 to 100\]"),
+        ({"weights": {"web": [[1, float("nan")]]}}, "is no .token below"),
+        ({"weights": {"web": [[1, True]]}}, "is no .token below"),
+        ({"weights": {"web": 1}}, "weights of web are no list"),
+        ({"flow_weights": {"web": {"gopher": [[], []]}}}, "flow_weights of web tell of 'gopher'"),
+        ({"flow_weights": {"web": {"other": [[], [[MADE.size, 1]]]}}}, "is no .token below"),
         ({"extents": {"web": [[9, 9, 1, {"other": 1}]]}}, "flows to other of web are no list"),
         ({"extents": {"web": [[9, 9, 1, {"other": [[0, 1]]}]]}}, "is no .packets, flows"),
     ],
@@ -272,6 +279,21 @@ def test_a_repertoire_leaves_what_lies_between_the_first_and_the_last_token_that
         assert repertoire.within(6, 10) == (6, 10, b"")  # none of them
         assert repertoire.within(5, 6) == (5, 6, b"")
     assert repertoire.knows(4, 6) and not repertoire.knows(6, 10) and not repertoire.knows(3, 5)
+
+
+def test_a_repertoires_weights_are_factors() -> None:
+    repertoire = Repertoire(10, [(1, 3), (5, 6)], [(2, 0.5), (4, 9.0), (7, 3.0)])
+    repertoire.add_flow(4, 1, [(2, 3)], [(2, 4.0)])
+    lo, hi, factors = repertoire.within(0, 8)
+    assert (lo, hi) == (1, 6) and np.frombuffer(factors, np.float32).tolist() == [1, 0.5, 0, 0, 1]
+    assert repertoire.within(0, 2) == (1, 2, b"")
+    lo, hi, factors = repertoire.of_flow(4, 1).within(0, 8)
+    assert (lo, hi) == (2, 3) and np.frombuffer(factors, np.float32).tolist() == [4]
+    lo, hi, factors = repertoire.among([0, 2, 4, 5])  # of these two are used
+    assert (lo, hi) == (2, 6) and np.frombuffer(factors, np.float32).tolist() == [0.5, 0, 0, 1]
+    lo, hi, factors = repertoire.among([6, 8])  # none of these
+    assert (lo, hi) == (6, 9) and np.frombuffer(factors, np.float32).tolist() == [1, 0, 1]
+    assert repertoire.among([1]) == (1, 2, b"")
 
 
 def test_what_a_side_of_a_flow_says(tmp_path: Path) -> None:

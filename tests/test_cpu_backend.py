@@ -386,11 +386,14 @@ def test_draws_equal_the_definition(isa: str, top_k: int, top_p: float) -> None:
     assert wrong <= 1  # the two exponentials may differ in the last bit right at a boundary
 
 
+@pytest.mark.parametrize("penalties", [False, True])
 @pytest.mark.parametrize("isa", ISAS)
-def test_factors_change_the_draw_as_defined(isa: str) -> None:
+def test_factors_change_the_draw_as_defined(isa: str, penalties: bool) -> None:
     """Slots with factors and without, on every instruction set; what is forbidden never comes, at 0.0 neither."""
     config = small()
-    backend = CpuBackend(config, lively(config), slots=3, isa=isa, top_k=20, top_p=0.95, weights="fp32")
+    backend = CpuBackend(
+        config, lively(config), slots=3, isa=isa, top_k=20, top_p=0.95, penalties=penalties, weights="fp32"
+    )
     backend.prefill(0, inputs(config, 5))
     state = backend.save_state(0)
     line = inputs(config, 1, 9)
@@ -418,9 +421,9 @@ def test_factors_change_the_draw_as_defined(isa: str) -> None:
             if at[i] >= 0:
                 assert factors[at[i] + tokens[i] - lo] > 0
                 mine = factors[at[i] : at[i] + hi - lo]
-                share, hit = taken_away(own, mine, float(uniforms[i]), temperature, 20, 0.95)
+                share, hit = taken_away(own, mine, float(uniforms[i]), temperature, 20, 0.95, penalties)
                 wrong += removed[i, 1] != hit or abs(removed[i, 0] - share) > 1e-4
-                own = adjusted(own, mine)
+                own = adjusted(own, mine, penalties)
             wrong += int(tokens[i]) != lo + draw(own, float(uniforms[i]), temperature, 20, 0.95)
     assert wrong <= 2
 

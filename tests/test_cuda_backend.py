@@ -103,13 +103,14 @@ def test_draw_many_is_draw() -> None:
         assert many == one
     factors = rng.choice(np.float32([0, 1, 1, 1.8]), logits.shape)
     factors[np.arange(200), lo] = 1
-    some = Sampling(top_k=4, top_p=0.6)
-    many = draw_many(*map(torch.from_numpy, (logits, ranges, uniforms, temperatures)), some, torch.from_numpy(factors))
-    one = [
-        low + draw(adjusted(line[low:high], f[low:high]), u, t, 4, 0.6)
-        for line, f, (low, high), u, t in zip(logits, factors, ranges.tolist(), uniforms, temperatures)
-    ]
-    assert many.tolist() == one
+    given = [*map(torch.from_numpy, (logits, ranges, uniforms, temperatures))]
+    for penalties in (False, True):
+        many = draw_many(*given, Sampling(top_k=4, top_p=0.6, penalties=penalties), torch.from_numpy(factors)).tolist()
+        one = [
+            low + draw(adjusted(line[low:high], f[low:high], penalties), u, t, 4, 0.6)
+            for line, f, (low, high), u, t in zip(logits, factors, ranges.tolist(), uniforms, temperatures)
+        ]
+        assert many == one
 
 
 def test_factors_of_one_call_do_not_reach_the_next() -> None:

@@ -83,10 +83,18 @@ def test_a_draw_is_always_a_kept_member(logits, uniform, temperature, top_k, top
         assert weights(array, temperature, top_k, top_p)[index] > 0
 
 
-def test_factors_penalize_and_forbid() -> None:
+def test_factors_multiply_odds_and_forbid() -> None:
     logits = np.array([3.6, -1.0, 2.0, 0.0], np.float32)
+    factors = np.array([2.0, 0.5, 0.0, 1.0], np.float32)
+    plain, found = weights(logits, 1.0, 0, 1.0), weights(adjusted(logits, factors), 1.0, 0, 1.0)
+    np.testing.assert_allclose(found / found.sum(), plain * factors / (plain * factors).sum(), rtol=1e-5)
     assert adjusted(logits, np.ones(4, np.float32)).tolist() == logits.tolist()
-    found = adjusted(logits, np.array([1.8, 1.8, 0.0, 1.8], np.float32))
+
+
+def test_penalties_penalize_and_forbid() -> None:
+    logits = np.array([3.6, -1.0, 2.0, 0.0], np.float32)
+    assert adjusted(logits, np.ones(4, np.float32), penalties=True).tolist() == logits.tolist()
+    found = adjusted(logits, np.array([1.8, 1.8, 0.0, 1.8], np.float32), penalties=True)
     np.testing.assert_allclose(found, [2.0, -1.8, -np.inf, 0.0], rtol=1e-6)
     assert {draw(found, u / 100) for u in range(100)} == {0, 1, 3}
     assert draw(adjusted(logits, np.array([0, 0, 1, 0], np.float32)), 0.0) == 2
@@ -110,12 +118,13 @@ def test_a_draw_is_the_same_with_and_without_what_is_forbidden_at_either_end() -
                     assert draw(whole, uniform, temperature, top_k, top_p) == expected
 
 
-def test_what_forbidding_takes_away_is_how_often_it_turns_a_draw() -> None:
+@pytest.mark.parametrize("penalties", [False, True])
+def test_what_forbidding_takes_away_is_how_often_it_turns_a_draw(penalties: bool) -> None:
     logits = np.float32([0.5, 1.0, -0.3, 0.2, 2.0])
     factors = np.float32([1, 0, 2, 1, 0])
-    p = weights(adjusted(logits, np.float32([1, 1, 2, 1, 1])), 0.7, 4, 1.0)
+    p = weights(adjusted(logits, np.float32([1, 1, 2, 1, 1]), penalties), 0.7, 4, 1.0)
     share = float((p[1] + p[4]) / p.sum())
-    hits = [taken_away(logits, factors, u, 0.7, 4) for u in np.linspace(0, 0.999, 1000)]
+    hits = [taken_away(logits, factors, u, 0.7, 4, penalties=penalties) for u in np.linspace(0, 0.999, 1000)]
     assert {round(removed, 5) for removed, _ in hits} == {round(share, 5)}
     assert abs(sum(hit for _, hit in hits) / 1000 - share) < 0.003
     assert taken_away(logits, factors, 0.5, 0.0) == (1.0, True)

@@ -95,8 +95,9 @@ def test_a_token_is_drawn_from_its_range_by_the_sampling_functions() -> None:
         assert token == lo + draw(logits, np.float32(u), np.float32(0.8), 5, 0.9)
 
 
-def test_factors_change_the_draw_of_those_slots_that_have_some() -> None:
-    sampling = Sampling(top_k=7, top_p=0.9)
+@pytest.mark.parametrize("penalties", [False, True])
+def test_factors_change_the_draw_of_those_slots_that_have_some(penalties: bool) -> None:
+    sampling = Sampling(top_k=7, top_p=0.9, penalties=penalties)
     a, b = backend(sampling=sampling), backend()
     rng = np.random.default_rng(4)
     for t in range(30):
@@ -109,7 +110,7 @@ def test_factors_change_the_draw_of_those_slots_that_have_some() -> None:
         for i, (token, (lo, hi)) in enumerate(zip(tokens.tolist(), ranges.tolist())):
             logits = b.logits_for(i, inputs[i])[lo:hi]
             if at[i] >= 0:
-                logits = adjusted(logits, factors[at[i] : at[i] + hi - lo])
+                logits = adjusted(logits, factors[at[i] : at[i] + hi - lo], penalties)
                 assert factors[at[i] + token - lo] > 0
             assert token == lo + draw(logits, uniforms[i], np.float32(1), 7, 0.9)
 

@@ -5,9 +5,9 @@
     python tools/embedded.py captures/lab -o work/ --install     and make it the embedded one, with its page
     python tools/embedded.py captures/lab -o work/ --base embedded --tokens 11_000_000       from the one there is
 
-Stages: the captures with their round trips as handshakes see them, prepare, train, generate, evaluate. A stage that is
-complete is not done again; a training that was cut short goes on. `--install` copies the model into the package and
-writes the figures of docs/embedded-model.md.
+Stages: the captures with their round trips as handshakes see them, prepare, train, calibrate, generate, evaluate. A
+stage that is complete is not done again; a training that was cut short goes on. `--install` copies the model into the
+package and writes the figures of docs/embedded-model.md.
 """
 
 from __future__ import annotations
@@ -167,11 +167,12 @@ def install(model: Path, report: Path, printed: Path, bits: float) -> None:
 @click.option("--rtt-factor", type=click.FloatRange(0, min_open=True), default=1.28,
               help="What handshakes measure by what the manifest tells: `netssmd evaluate`, ROUND TRIPS.")  # fmt: skip
 @click.option("--temperature", type=click.FloatRange(0), default=0.9, help="Of all fields; chosen on val.")
+@click.option("--rounds", type=click.IntRange(1), default=4, help="Of calibration.")
 @click.option("--sessions", type=click.IntRange(1), default=34, help="Of each label, to judge by: as many as are real.")
 @click.option("--install", "installs", is_flag=True, help="Make it the embedded model and write its page.")
 def main(
-    captures: Path, output: Path, base: str, tokens: int, rtt_factor: float, temperature: float, sessions: int,
-    installs: bool,
+    captures: Path, output: Path, base: str, tokens: int, rtt_factor: float, temperature: float, rounds: int,
+    sessions: int, installs: bool,
 ) -> None:  # fmt: skip
     """Train a model on CAPTURES, judge it, and install it if wanted."""
     output.mkdir(parents=True, exist_ok=True)
@@ -187,10 +188,12 @@ def main(
     with open(told / MANIFEST, newline="") as file:
         count = sum(1 for _ in csv.DictReader(file))
     said = f"{count:,} sessions of a traffic lab: real clients and servers across an emulated access link"
-    with_temperature(run / "model", model, temperature, said)
+    given = f"temperature {temperature}"
+    stages.run("calibrate", "calibrate", str(model), "--data", str(data), "--rounds", str(rounds), given=given,
+               first=lambda: with_temperature(run / "model", model, temperature, said))  # fmt: skip
     stages.run("generate", "generate", "--model", str(model), "--label", "all", "--sessions", str(sessions),
                "--max-packets", "12000", "--seed", "7", "-o", f"{made}/", "--overwrite",
-               given=f"temperature {temperature}")  # fmt: skip
+               given=given)  # fmt: skip
     stages.run("evaluate", "evaluate", str(captures), str(made), "-o", str(report), "--split", "val",
                "--synthetic-split", "all", "--referees", printed="evaluate.txt")  # fmt: skip
     bits = [news["bits_per_packet"] for line in (run / "log.jsonl").read_text().splitlines()

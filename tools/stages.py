@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -25,9 +26,11 @@ class Stages:
         """A new row of stages that do not depend on those so far."""
         self._before = ""
 
-    def run(self, name: str, *argv: str, given: str = "", printed: str = "") -> None:
+    def run(
+        self, name: str, *argv: str, given: str = "", printed: str = "", first: Callable[[], None] | None = None
+    ) -> None:
         """`given`: what the command reads that no stage made, such as a training file. `printed`: the file in `out`
-        that gets what it prints."""
+        that gets what it prints. `first`: is done before, where the stage is to be run."""
         stamp = self.out / f"{name}.done"
         wanted = hashlib.sha256("\0".join((self._before, given, *argv)).encode()).hexdigest()
         self._before = wanted
@@ -36,6 +39,8 @@ class Stages:
             click.echo(f"== {name}: done before", err=True)
             return
         click.echo(f"== {name}: netssmd {' '.join(argv)}", err=True)
+        if first is not None:
+            first()
         began = time.monotonic()
         with open(self.out / printed if printed else "/dev/null", "wb") as out:
             result = subprocess.run([sys.executable, "-m", "netssmd", *argv], check=False, stdout=out)

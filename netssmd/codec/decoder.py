@@ -34,6 +34,7 @@ from netssmd.packet.wire import (
     UDP,
     Headers,
     network_header_len,
+    option_at,
     transport_header_len,
 )
 
@@ -1396,12 +1397,12 @@ def _agreed(stack: Stack, peer: Side) -> Stack:
         return stack
     offered = [kind for kind, _ in cx.tcp_option_list(asked.tcp_options)]
     options = bytearray(stack.options)
-    at = cx.option_at(stack.options, 0)
+    at = option_at(stack.options, 0)
     while at >= 0:
         end = at + options[at + 1]
         if options[at] in cx.OFFERED and options[at] not in offered:
             options[at:end] = b"\1" * (end - at)
-        at = cx.option_at(stack.options, end)
+        at = option_at(stack.options, end)
     if options == stack.options:
         return stack
     words = [bytes(options[i : i + 4]) for i in range(0, len(options), 4)]

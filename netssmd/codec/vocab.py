@@ -327,24 +327,34 @@ def condition_rows(conditions: tuple[Condition, ...], values: dict[str, float] |
 
 
 class Repertoire:
-    """The tokens that a label ever uses; or one side of its flows to a service, by `of_flow`.
+    """The tokens that a label ever uses, and how likely each is to be made; or one side of its flows to a service, by
+    `of_flow`.
 
-    Arguments: size, of the vocabulary. runs: of token ids, from and to (exclusive). whole: the label's, of which it is
-    a part.
+    Arguments: size, of the vocabulary. runs: of token ids, from and to (exclusive). weights: by which the odds of these
+    tokens are multiplied. whole: the label's, of which it is a part.
     """
 
-    def __init__(self, size: int, runs: Iterable[tuple[int, int]], whole: Repertoire | None = None) -> None:
+    def __init__(
+        self,
+        size: int,
+        runs: Iterable[tuple[int, int]],
+        weights: Iterable[tuple[int, float]] = (),
+        whole: Repertoire | None = None,
+    ) -> None:
         self._size: int = size
         self._whole: Repertoire | None = whole
         self._flows: dict[int, Repertoire] = {}
         self._used = bytearray(size)  # 1 for a token that is
         for first, end in runs:
             self._used[first:end] = b"\1" * (end - first)
+        self._weights: dict[int, float] = dict(weights)
         self._draws: dict[int, tuple[int, int, bytes]] = {}  # `within` by what it was asked for: some hundred ranges
 
-    def add_flow(self, service: int, direction: int, runs: Iterable[tuple[int, int]]) -> None:
+    def add_flow(
+        self, service: int, direction: int, runs: Iterable[tuple[int, int]], weights: Iterable[tuple[int, float]] = ()
+    ) -> None:
         """What the originator (direction 0) or the responder (1) says in flows to a service."""
-        self._flows[2 * service + direction] = Repertoire(self._size, runs, self)
+        self._flows[2 * service + direction] = Repertoire(self._size, runs, weights, self)
 
     def of_flow(self, service: int, direction: int) -> Repertoire:
         """The same, where it is known; the label's otherwise."""
@@ -356,22 +366,33 @@ class Repertoire:
 
     def within(self, lo: int, hi: int) -> tuple[int, int, bytes]:
         """What is to be drawn where one of the tokens ``lo .. hi - 1`` may be: from the first that is used to the last
-        (exclusive), and a factor (float32) for each of these, 0 for those that are not used; no factors where all are.
-        All of ``lo .. hi - 1`` where none is used, or what the label uses of them."""
+        (exclusive), and a factor (float32) for each of these, 0 for those that are not used; no factors where all are
+        1. All of ``lo .. hi - 1`` where none is used, or what the label uses of them."""
         key = lo * (self._size + 1) + hi
         draw = self._draws.get(key)
         if draw is None:
-            draw = self._draws[key] = self._narrowed(lo, hi)
+            first = self._used.find(1, lo, hi)
+            if first >= 0:
+                draw = self._factors(first, [t for t in range(first, hi) if self._used[t]])
+            else:
+                draw = (lo, hi, b"") if self._whole is None else self._whole.within(lo, hi)
+            self._draws[key] = draw
         return draw
 
-    def _narrowed(self, lo: int, hi: int) -> tuple[int, int, bytes]:
-        used = self._used
-        first = used.find(1, lo, hi)
-        if first < 0:
-            return (lo, hi, b"") if self._whole is None else self._whole.within(lo, hi)
-        end = used.rfind(1, lo, hi) + 1
-        inside = used[first:end]
-        return first, end, b"" if 0 not in inside else array("f", list(inside)).tobytes()
+    def among(self, tokens: list[int]) -> tuple[int, int, bytes]:
+        """The same where one of these tokens may be, which are in order: those that are used, or all if none is."""
+        used = [token for token in tokens if self._used[token]] or tokens
+        return self._factors(used[0], used)
+
+    def _factors(self, first: int, tokens: list[int]) -> tuple[int, int, bytes]:
+        weights = self._weights
+        factors = array("f", bytes(4 * (tokens[-1] + 1 - first)))
+        plain = len(tokens) == len(factors)
+        for token in tokens:
+            weight = weights.get(token, 1.0)
+            factors[token - first] = weight
+            plain = plain and weight == 1.0
+        return first, tokens[-1] + 1, b"" if plain else factors.tobytes()
 
 
 @dataclass(frozen=True)
@@ -468,11 +489,16 @@ class Vocabulary:
         self.left_base: list[int] = self.feature_base[LEFT : LEFT + LEFT_COUNT]
         self.conditioned: bool = True
         self.repertoires: dict[str, Repertoire] = {}  # by label, where it is known (model/conduct.py)
+        self._everything: Repertoire = Repertoire(self.size, [(0, self.size)])
+
+    def repertoire(self, label: str) -> Repertoire:
+        """What a label may say, for all that is known."""
+        return self.repertoires.get(label, self._everything)
 
     def tells_extents(self, label: str) -> bool:
         """Whether flows of a label ever told how many packets they would have, for all that is known."""
-        repertoire, lo = self.repertoires.get(label), self.fields[EXTENT].lo
-        return repertoire is None or repertoire.knows(lo, lo + EXTENT_UNTOLD)
+        lo = self.fields[EXTENT].lo
+        return self.repertoire(label).knows(lo, lo + EXTENT_UNTOLD)
 
     def service_of(self, transport: int, port: int) -> int:
         """Member of the feature `service` of a flow to this port of its responder."""

@@ -268,7 +268,8 @@ def open_model(
             "(the paper's sampling has one) and raw bytes are for models of the byte codec"
         )
     services = [] if isinstance(vocabulary, ByteVocabulary) else vocabulary.service_names()
-    sampling, conduct = Sampling(top_k=top_k, top_p=top_p), load_conduct(folder, vocabulary.size, services)
+    sampling = Sampling(top_k=top_k, top_p=top_p, penalties=options.penalty != 1.0)
+    conduct = load_conduct(folder, vocabulary.size, services)
     if isinstance(vocabulary, ByteVocabulary):
         if conduct.temperatures:
             raise CheckpointError(f"{folder / CONDUCT}: temperatures are for the context codec's models; take them out")
@@ -283,10 +284,11 @@ def open_model(
 
 
 def _repertoire(conduct: Conduct, label: str, size: int) -> Repertoire:
-    repertoire = Repertoire(size, conduct.tokens[label])
+    repertoire = Repertoire(size, conduct.tokens[label], conduct.weights.get(label, ()))
+    weights = conduct.flow_weights.get(label, {})
     for service, sides in conduct.flow_tokens.get(label, {}).items():
         for direction, runs in enumerate(sides):
-            repertoire.add_flow(service, direction, runs)
+            repertoire.add_flow(service, direction, runs, weights[service][direction] if service in weights else ())
     return repertoire
 
 

@@ -138,15 +138,6 @@ class Temperatures:
         return self.by_lo.get(lo, self.default)
 
 
-def _among(tokens: list[int]) -> tuple[int, int, bytes]:
-    """lo, hi and factors of a draw of one of these tokens, which are in order."""
-    first, end = tokens[0], tokens[-1] + 1
-    factors = array("f", bytes(4 * (end - first)))
-    for token in tokens:
-        factors[token - first] = 1.0
-    return first, end, factors.tobytes()
-
-
 def five_tuple(headers: Headers, direction: int) -> FiveTuple | None:
     """The flow that a packet belongs to, originator first; None for what is not IP."""
     protocol = headers.protocol
@@ -278,13 +269,9 @@ class Session:
             legal = self.guide.mask(decoder, self.checker if self.planter is None else self.planter.checker)
             if legal:
                 return lo, hi, legal  # the guide counts what it takes away, and that alone
-        repertoire = decoder.vocabulary.repertoires.get(self.info.label)
-        wanted = decoder.wanted()
+        repertoire, wanted, flow = decoder.vocabulary.repertoire(self.info.label), decoder.wanted(), decoder.flow
         if wanted:
-            return _among([t for t in wanted if repertoire is None or repertoire.knows(t, t + 1)] or wanted)
-        if repertoire is None:
-            return lo, hi, b""
-        flow = decoder.flow
+            return repertoire.among(wanted)
         return (repertoire if flow is None else repertoire.of_flow(flow.service, decoder.direction)).within(lo, hi)
 
     def ask_ahead(

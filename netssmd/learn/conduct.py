@@ -105,21 +105,32 @@ def _resolution(used: npt.NDArray[np.bool_], vocabulary: Vocabulary) -> int:
     return MICROSECOND if bins and whole else 1
 
 
-def _hear(
-    heard: dict[tuple[int, int], npt.NDArray[np.bool_]], tokens: npt.NDArray[Any], service: npt.NDArray[Any],
-    vocabulary: Vocabulary,
-) -> None:  # fmt: skip
-    """Which tokens each side of the flows to each service says in a session."""
+def speakers(
+    tokens: npt.NDArray[Any], services: npt.NDArray[Any], vocabulary: Vocabulary
+) -> npt.NDArray[np.int_]:
+    """Who says each token of a session: 0 before a packet's flow is known, then 1 + 2 times the flow's service (the
+    feature's member, told in `services`) + 1 if it is the responder.
+
+    Arguments: tokens, services [n]. Return: [n].
+    """
     who = vocabulary.fields[v.WHO]
     starts = np.flatnonzero((tokens >= who.lo) & (tokens < who.lo + who.size))
     members = tokens[starts] - who.lo
     directions = np.where(members < v.WHO_FAR, (members - v.WHO_FLOW) & 1, members - v.WHO_FAR)
     directions[members < v.WHO_FLOW] = 0  # a new flow's first packet
     direction = np.repeat(directions, np.diff([*starts, len(tokens)]))
-    within = tokens >= vocabulary.fields[v.TCP_SHAPE].lo  # what is said once the flow is known
-    for key in np.unique(np.stack((service, direction), 1)[within], axis=0):
-        at = within & (service == key[0]) & (direction == key[1])
-        heard.setdefault((int(key[0]), int(key[1])), np.zeros(vocabulary.size, np.bool_))[tokens[at]] = True
+    return np.where(tokens >= vocabulary.fields[v.TCP_SHAPE].lo, 1 + 2 * services + direction, 0)
+
+
+def _hear(
+    heard: dict[tuple[int, int], npt.NDArray[np.bool_]], tokens: npt.NDArray[Any], service: npt.NDArray[Any],
+    vocabulary: Vocabulary,
+) -> None:  # fmt: skip
+    """Which tokens each side of the flows to each service says in a session."""
+    spoken = speakers(tokens, service, vocabulary)
+    for speaker in np.unique(spoken[spoken > 0]):
+        key = divmod(int(speaker) - 1, 2)
+        heard.setdefault(key, np.zeros(vocabulary.size, np.bool_))[tokens[spoken == speaker]] = True
 
 
 Flows = dict[str, list[list[int]]]

@@ -110,12 +110,13 @@ class Backend(Protocol):
 @dataclass(frozen=True, slots=True)
 class Sampling:
     """How tokens are drawn: top_k 0 and top_p 1 keep every member of the range. `temperature` is what sessions use
-    unless told otherwise.
+    unless told otherwise. penalties: factors are to be taken for such (`sampling.adjusted`).
     """
 
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
+    penalties: bool = False
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.temperature <= 100.0:
@@ -183,6 +184,7 @@ def open_backend(
             slots=slots,
             top_k=sampling.top_k,
             top_p=sampling.top_p,
+            penalties=sampling.penalties,
             weights=None if weights == "auto" else weights,
         )
         return backend

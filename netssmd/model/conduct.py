@@ -9,6 +9,9 @@
      "tokens": {"web": [[0, 5], [9, 31], ...]},    the tokens that a label ever used in training: from, to (exclusive)
      "flow_tokens": {"web": {"53/udp":              likewise in flows to a service, of originator and responder
                  [[[4, 5], ...], [[6, 9], ...]]}},
+     "weights": {"web": [[31, 1.2], ...]},         by which the odds of a token are multiplied that is drawn more or
+     "flow_weights": {"web": {"443/tcp":            less often than training said them (netssmd calibrate); likewise in
+                 [[[912, 0.8]], []]}},              flows to a service
      "extents": {"web": [[812, 3051, 5,             sessions of a label in training: packets, milliseconds, flows;
         {"443/tcp": [[304, 1], [430, 1]],           null: not to be told; and by service the packets of its flows, with
          "53/udp": [[2, 3]]}], ...]},               how many had so many, where that is known
@@ -41,11 +44,13 @@ MOST_SHORTEST: Final = 1 << 16  # packets
 MOST_PACKETS: Final = 1 << 40  # of a flow
 MOST_FLOWS: Final = 1 << 20
 MOST_RESOLUTION_NS: Final = 1_000_000
+WEIGHTS: Final = (0.01, 100.0)
 TEMPERATURES: Final = (0.001, 100.0)  # or 0: the likeliest token
 MOST_BYTES: Final = 16 << 20
 
 T = TypeVar("T")
 Run = tuple[int, int]  # token ids: from, to (exclusive)
+Weight = tuple[int, float]  # of a token
 
 
 class Extent(NamedTuple):
@@ -68,6 +73,8 @@ class Conduct:
     shortest: Mapping[str, int] = field(default_factory=dict)
     tokens: Mapping[str, Sequence[Run]] = field(default_factory=dict)
     flow_tokens: Mapping[str, Mapping[int, Sequence[Sequence[Run]]]] = field(default_factory=dict)  # by service
+    weights: Mapping[str, Sequence[Weight]] = field(default_factory=dict)
+    flow_weights: Mapping[str, Mapping[int, Sequence[Sequence[Weight]]]] = field(default_factory=dict)  # by service
     extents: Mapping[str, Sequence[Extent]] = field(default_factory=dict)
     resolution_ns: int = 1
     temperatures: Mapping[str, float] = field(default_factory=dict)
@@ -125,9 +132,10 @@ def _read(folder: Path, parse: Callable[[object], T], without: T) -> T:
         raise CheckpointError(
             f'{path}: {error}; it holds {{"resets": {{label: share of its connections that were reset}}, "open": '
             '[label], "closes_from": {label: share}, "shortest": {label: packets}, "tokens": {label: [[from, to], '
-            '...]}, "flow_tokens": {label: {service: [[[from, to], ...], [[from, to], ...]]}}, "extents": {label: '
-            '[[packets, milliseconds, flows, {service: [[packets, flows], ...]}], ...]}, "resolution_ns": a number, '
-            '"temperatures": {field: number}}, or is not there'
+            '...]}, "flow_tokens": {label: {service: [[[from, to], ...], [[from, to], ...]]}}, '
+            '"weights": {label: [[token, weight], ...]}, "flow_weights": {label: {service: [[[token, weight], ...], '
+            '[[token, weight], ...]]}}, "extents": {label: [[packets, milliseconds, flows, {service: [[packets, '
+            'flows], ...]}], ...]}, "resolution_ns": a number, "temperatures": {field: number}}, or is not there'
         ) from None
 
 
@@ -144,6 +152,12 @@ def parse_conduct(document: object, vocab_size: int, services: Sequence[str] = (
     def table(key: str) -> list[tuple[str, object]]:
         return _table(key, said.get(key))
 
+    def run(label: str, entry: object) -> Run:
+        return _run(label, entry, vocab_size)
+
+    def weight(label: str, entry: object) -> Weight:
+        return _weight(label, entry, vocab_size)
+
     resets = {label: _share("resets", label, part) for label, part in table("resets")}
     return Conduct(
         None if said.get("resets") is None else resets,
@@ -151,15 +165,20 @@ def parse_conduct(document: object, vocab_size: int, services: Sequence[str] = (
         {label: _share("closes_from", label, part) for label, part in table("closes_from")},
         {label: _shortest(label, packets) for label, packets in table("shortest")},
         {
-            label: [_run(label, run, vocab_size) for run in _entries("tokens", label, runs)]
+            label: [run(label, entry) for entry in _entries("tokens", label, runs)]
             for label, runs in table("tokens")
         },
         {
-            label: {
-                _service("flow_tokens", label, name, numbers): _sides(label, name, sides, vocab_size)
-                for name, sides in _table(f"flow_tokens of {label}", by_service)
-            }
+            label: _by_service("flow_tokens", label, by_service, numbers, run)
             for label, by_service in table("flow_tokens")
+        },
+        {
+            label: [weight(label, entry) for entry in _entries("weights", label, entries)]
+            for label, entries in table("weights")
+        },
+        {
+            label: _by_service("flow_weights", label, by_service, numbers, weight)
+            for label, by_service in table("flow_weights")
         },
         {
             label: [_extent(label, entry, numbers) for entry in _entries("extents", label, entries)]
@@ -219,6 +238,17 @@ def _run(label: str, run: object, vocab_size: int) -> Run:
     raise ValueError(f"tokens of {label}: {json.dumps(run)[:40]} is no [from, to] within 0 to {vocab_size}")
 
 
+def _weight(label: str, weight: object, vocab_size: int) -> Weight:
+    low, high = WEIGHTS
+    if isinstance(weight, list) and len(weight) == 2 and type(weight[0]) is int and 0 <= weight[0] < vocab_size:
+        token, times = weight
+        if isinstance(times, (int, float)) and not isinstance(times, bool) and low <= times <= high:
+            return token, float(times)
+    raise ValueError(
+        f"weights of {label}: {json.dumps(weight)[:40]} is no [token below {vocab_size}, {low:g} to {high:g}]"
+    )
+
+
 def _extent(label: str, entry: object, numbers: Mapping[str, int]) -> Extent:
     told = len(LEFT_BINS)
     if not isinstance(entry, list) or len(entry) not in (told, told + 1):
@@ -241,10 +271,17 @@ def _service(key: str, label: str, name: str, numbers: Mapping[str, int]) -> int
     return numbers[name]
 
 
-def _sides(label: str, name: str, sides: object, vocab_size: int) -> list[list[Run]]:
-    if not isinstance(sides, list) or len(sides) != 2:
-        raise ValueError(f"flow_tokens of {label} to {name} are not of two sides")
-    return [[_run(label, run, vocab_size) for run in _entries("flow_tokens", label, side)] for side in sides]
+def _by_service(
+    key: str, label: str, by_service: object, numbers: Mapping[str, int], entry: Callable[[str, object], T]
+) -> dict[int, list[list[T]]]:
+    """What the two sides of a label's flows to each service have: entries."""
+    known: dict[int, list[list[T]]] = {}
+    for name, sides in _table(f"{key} of {label}", by_service):
+        if not isinstance(sides, list) or len(sides) != 2:
+            raise ValueError(f"{key} of {label} to {name} are not of two sides")
+        both = [[entry(label, one) for one in _entries(key, label, side)] for side in sides]
+        known[_service(key, label, name, numbers)] = both
+    return known
 
 
 def _of_flows(label: str, name: str, pair: object) -> tuple[int, int]:

@@ -60,7 +60,7 @@ class CpuBackend:
     Arguments:
         tensors: float32 arrays by mamba_ssm's state-dict names, e.g. of `load_tensors_numpy`.
         weights: "fp32", "bf16" or "int8" (one scale per row); None: bf16 if that is exact for every matrix, else fp32.
-        top_k, top_p: see `sampling.draw`; 0 and 1 keep all.
+        top_k, top_p: see `sampling.draw`; 0 and 1 keep all. penalties: what factors are, see `sampling.adjusted`.
     Raises ValueError for tensors and arguments that do not fit, NetssmdError where the module is not compiled.
     """
 
@@ -72,6 +72,7 @@ class CpuBackend:
         slots: int = 8,
         top_k: int = 0,
         top_p: float = 1.0,
+        penalties: bool = False,
         weights: str | None = None,
         isa: str | None = None,
     ) -> None:
@@ -102,6 +103,7 @@ class CpuBackend:
             slots,
             top_k,
             top_p,
+            penalties,
             isa or os.environ.get(ISA_VARIABLE) or "auto",
         )
         self.slots = slots

@@ -252,7 +252,7 @@ def draw_many(
     [B].
     """
     if factors is not None:
-        logits = _adjusted(logits, factors).masked_fill(factors == 0, -torch.inf)
+        logits = _adjusted(logits, factors, sampling.penalties).masked_fill(factors == 0, -torch.inf)
     return _draw_many(logits, ranges, uniforms, temperatures, sampling)[0]
 
 
@@ -260,17 +260,17 @@ def taken_away_many(
     logits: Tensor, ranges: Tensor, uniforms: Tensor, temperatures: Tensor, sampling: Sampling, factors: Tensor
 ) -> Tensor:
     """`sampling.taken_away` for a batch. Return: float32 [B, 2]."""
-    drawn, p = _draw_many(_adjusted(logits, factors), ranges, uniforms, temperatures, sampling)
+    drawn, p = _draw_many(_adjusted(logits, factors, sampling.penalties), ranges, uniforms, temperatures, sampling)
     forbidden = factors == 0
     hit = forbidden.gather(1, drawn.unsqueeze(1)).squeeze(1).double()
     share = (p * forbidden).sum(-1, dtype=torch.float64) / p.sum(-1, dtype=torch.float64)
     return torch.stack((torch.where(temperatures == 0, hit, share), hit), -1).float()
 
 
-def _adjusted(logits: Tensor, factors: Tensor) -> Tensor:
+def _adjusted(logits: Tensor, factors: Tensor, penalties: bool) -> Tensor:
     """`sampling.adjusted`, but a factor of 0 leaves its logit as it is."""
     f = torch.where(factors > 0, factors, 1.0)
-    return torch.where(logits > 0, logits / f, logits * f)
+    return torch.where(logits > 0, logits / f, logits * f) if penalties else logits + f.log()
 
 
 def _draw_many(

@@ -23,23 +23,26 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float32]
 
 
-def adjusted(logits: Floats, factors: Floats) -> Floats:
+def adjusted(logits: Floats, factors: Floats, penalties: bool = False) -> Floats:
     """The logits under a session's factors, one for each: 1 leaves a logit, 0 forbids its token (its weight becomes 0),
-    any other f divides it if it is positive and multiplies it if it is not. So f > 1 is the repetition penalty of
-    CTRL (Keskar et al., 2019), as mamba_ssm's generation has it.
+    any other f makes its odds f times what they were, at temperature 1. If they are penalties, f divides a logit that
+    is positive and multiplies one that is not: the repetition penalty of CTRL (Keskar et al., 2019), as mamba_ssm's
+    generation has it.
     """
-    changed = np.where(logits > 0, logits / np.where(factors > 0, factors, 1), logits * factors)
+    some = np.where(factors > 0, factors, np.float32(1))
+    changed = np.where(logits > 0, logits / some, logits * some) if penalties else logits + np.log(some)
     return np.where(factors == 0, np.float32(-np.inf), changed).astype(np.float32)
 
 
 def taken_away(
-    logits: Floats, factors: Floats, uniform: float, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0
-) -> tuple[float, bool]:
-    """What forbidding takes away from one draw. Arguments as `draw`'s; logits before `adjusted`.
+    logits: Floats, factors: Floats, uniform: float, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0,
+    penalties: bool = False,
+) -> tuple[float, bool]:  # fmt: skip
+    """What forbidding takes away from one draw. Arguments as `draw`'s and `adjusted`'s; logits before `adjusted`.
     Return: the share of the weights that forbidden tokens (factor 0) would have, and whether the same number would have
     drawn one of them."""
     forbidden = factors == 0
-    logits = adjusted(logits, np.where(forbidden, np.float32(1.0), factors))
+    logits = adjusted(logits, np.where(forbidden, np.float32(1.0), factors), penalties)
     hit = bool(forbidden[draw(logits, uniform, temperature, top_k, top_p)])
     if temperature == 0.0 or len(logits) == 1:
         return float(hit), hit

@@ -109,8 +109,8 @@ class TorchBackend:
             if factors is not None and factors_at is not None and (at := int(factors_at[i])) >= 0:
                 own = factors[at : at + len(logits)]
                 if removed is not None:
-                    removed[i] = taken_away(logits, own, *how)
-                logits = adjusted(logits, own)
+                    removed[i] = taken_away(logits, own, *how, self.sampling.penalties)
+                logits = adjusted(logits, own, self.sampling.penalties)
             choice = draw(logits, *how)
             tokens[i] = lo[i] + choice
         if broken:

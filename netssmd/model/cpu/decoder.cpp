@@ -443,10 +443,14 @@ void check_factors(const Factors& factors, int i, int n) {
 }
 
 // Factors of 0 are left to `forbid`.
-void adjust(float* scores, const float* factors, int n) {
+void adjust(float* scores, const float* factors, int n, bool penalties) {
     for (int t = 0; t < n; ++t) {
         const float f = factors[t];
-        if (f != 0) scores[t] = scores[t] > 0 ? scores[t] / f : scores[t] * f;
+        if (f == 0 || f == 1) continue;
+        if (penalties)
+            scores[t] = scores[t] > 0 ? scores[t] / f : scores[t] * f;
+        else
+            scores[t] += std::log(f);
     }
 }
 
@@ -572,7 +576,7 @@ void Decoder::head(Scratch& s, const int32_t* ranges, const float* uniforms, con
                 for (int t = lo; t < hi; ++t) scores[t - lo] += head_bias_[t];
             if (factors.at && factors.at[r] >= 0) {
                 const float* own = factors.values + factors.at[r];
-                adjust(scores, own, hi - lo);
+                adjust(scores, own, hi - lo, sampling_.penalties);
                 if (factors.removed) {  // what a draw without the mask would have done
                     const int drawn = sample(*kernels_, scores, hi - lo, uniforms[r], temperatures[r], sampling_, s.p, s.order);
                     double gone = own[drawn] == 0, total = 1;

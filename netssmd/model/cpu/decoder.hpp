@@ -34,10 +34,11 @@ struct Config {
 struct Sampling {
     int top_k = 0;       // 0: all
     float top_p = 1.0f;  // 1: all
+    bool penalties = false;  // what factors are
 };
 
-// What changes single logits before a draw (sampling.adjusted): 1 leaves one, 0 forbids its token, any other f divides it if it is
-// positive and multiplies it if it is not. at[i]: where the factors of position i lie, one for each token of its range, or -1 for none.
+// What changes single logits before a draw (sampling.adjusted): 1 leaves one, 0 forbids its token, any other f multiplies the token's
+// odds, or is a penalty. at[i]: where the factors of position i lie, one for each token of its range, or -1 for none.
 struct Factors {
     const float* values = nullptr;  // [size]
     size_t size = 0;

@@ -68,14 +68,15 @@ NB_MODULE(_cpu, m) {
     nb::class_<Decoder>(m, "Decoder")
         .def(
             "__init__",
-            [](Decoder* self, nb::dict config, nb::dict tensors, const std::string& weights, int slots, int top_k, float top_p, const std::string& isa) {
+            [](Decoder* self, nb::dict config, nb::dict tensors, const std::string& weights, int slots, int top_k, float top_p, bool penalties,
+               const std::string& isa) {
                 auto number = [&](const char* key) { return nb::cast<int>(config[key]); };
                 Config c{number("d_model"), number("n_layer"), number("vocab_size"), number("rows"), number("d_state"), number("d_conv"), number("expand"),
                          number("headdim"), number("ngroups"), number("norm_groups"), nb::cast<float>(config["norm_eps"])};
                 DictSource source(tensors);
-                new (self) Decoder(c, source, dtype_of(weights), slots, Sampling{top_k, top_p}, isa);
+                new (self) Decoder(c, source, dtype_of(weights), slots, Sampling{top_k, top_p, penalties}, isa);
             },
-            "config"_a, "tensors"_a, "weights"_a = "fp32", "slots"_a = 8, "top_k"_a = 0, "top_p"_a = 1.0f, "isa"_a = "auto")
+            "config"_a, "tensors"_a, "weights"_a = "fp32", "slots"_a = 8, "top_k"_a = 0, "top_p"_a = 1.0f, "penalties"_a = false, "isa"_a = "auto")
         .def_prop_ro("isa", &Decoder::isa)
         .def_prop_ro("slots", &Decoder::slots)
         .def_prop_rw("threads", &Decoder::threads, &Decoder::set_threads)
