@@ -40,6 +40,8 @@ def connection(port: int, how: str) -> list[bytes]:
     said += [(a, port, 443, 24, 1, 1), (b, 443, port, 16, 1, 2)]
     if how == "closed":
         said += [(a, port, 443, 17, 2, 1), (b, 443, port, 17, 1, 3), (a, port, 443, 16, 3, 2)]
+    elif how == "crossed":  # what the originator is sent after its FIN it answers with RST
+        said += [(a, port, 443, 17, 2, 1), (b, 443, port, 24, 1, 3), (a, port, 443, 4, 3, 0), (b, 443, port, 17, 2, 3)]
     elif how != "open":
         said += [(b, 443, port, 4, 1, 0)]
     packets = []
@@ -72,6 +74,7 @@ def test_it_tells_resets_lengths_tokens_and_extents() -> None:
     assert read.habits(label, True).reset_share == 0.25
     assert said["shortest"][label] in (5, 6)  # six packets, by their bin
     assert said["closes_from"] == {label: 0.62}  # five of eight come before the first FIN
+    assert said["fin_behind_rst"] == {}
     service = MADE.service_names()[MADE.service_of(TCP, 443)]
     extents = said["extents"][label]
     lengths = [packets for one in extents for packets, _ in one[3][service]]
@@ -148,6 +151,15 @@ def test_temperatures_go_from_a_base_to_what_is_made_of_it(tmp_path: Path) -> No
         load_temperatures(tmp_path)
 
 
+@pytest.mark.parametrize(("crossed", "share"), [(40, 1.0), (30, 0.75), (0, 0.0)])
+def test_it_tells_how_many_close_behind_a_reset(crossed: int, share: float) -> None:
+    """The others leave it at the RST."""
+    sessions = [connection(5000 + i, "crossed")[: None if i < crossed else -1] for i in range(40)]
+    said = conduct(shard(*sessions), MADE)
+    habits = parse_conduct(said, MADE.size, MADE.service_names()).habits(MADE.labels[0], True)
+    assert habits.fin_behind_rst == share and habits.may_reset and habits.reset_share == 0
+
+
 @pytest.mark.parametrize(
     ("said", "complaint"),
     [
@@ -164,11 +176,12 @@ def test_temperatures_go_from_a_base_to_what_is_made_of_it(tmp_path: Path) -> No
         ({"flow_tokens": {"web": {"gopher": [[], []]}}}, "flow_tokens of web tell of 'gopher'"),
         ({"flow_tokens": {"web": {"other": [[]]}}}, "are not of two sides"),
         ({"flow_tokens": {"web": {"other": [[], [[1, 1]]]}}}, r"is no \[from, to\]"),
-        ({"weights": {"web": [[-1, 1.0]]}}, r"weights of web: \[-1, 1.0\] is no \[token below"),
-        ({"weights": {"web": [[1, 0]]}}, r"is no \[token below \d+, 0.01 to 100\]"),
-        ({"weights": {"web": [[1, float("nan")]]}}, "is no .token below"),
-        ({"weights": {"web": [[1, True]]}}, "is no .token below"),
-        ({"weights": {"web": 1}}, "weights of web are no list"),
+        ({"weights": {"web": [[[-1, 1.0]], [], [], [], []]}}, r"weights of web: \[-1, 1.0\] is no \[token below"),
+        ({"weights": {"web": [[[1, 0]], [], [], [], []]}}, r"is no \[token below \d+, 0.01 to 100\]"),
+        ({"weights": {"web": [[], [], [], [], [[1, float("nan")]]]}}, "is no .token below"),
+        ({"weights": {"web": [[], [[1, True]], [], [], []]}}, "is no .token below"),
+        ({"weights": {"web": 1}}, "weights of web are no list of 5 stages"),
+        ({"weights": {"web": [[], [], [], [], 3]}}, "weights of web are no list"),
         ({"flow_weights": {"web": {"gopher": [[], []]}}}, "flow_weights of web tell of 'gopher'"),
         ({"flow_weights": {"web": {"other": [[], [[MADE.size, 1]]]}}}, "is no .token below"),
         ({"extents": {"web": [[9, 9, 1, {"other": 1}]]}}, "flows to other of web are no list"),
@@ -282,12 +295,17 @@ def test_a_repertoire_leaves_what_lies_between_the_first_and_the_last_token_that
 
 
 def test_a_repertoires_weights_are_factors() -> None:
-    repertoire = Repertoire(10, [(1, 3), (5, 6)], [(2, 0.5), (4, 9.0), (7, 3.0)])
-    repertoire.add_flow(4, 1, [(2, 3)], [(2, 4.0)])
+    label = Repertoire(10, [(1, 3), (5, 6)])
+    assert label.at(2000) is label
+    label.add_flow(4, 1, [(2, 3)], [(2, 4.0)])
+    for stage in range(len(v.STAGES) + 1):
+        label.add_stage([(2, 0.5), (4, 9.0), (7, 3.0)] if stage == 2 else [])
+    assert [label.at(packets).within(1, 3)[2] == b"" for packets in (63, 64, 255, 256)] == [True, False, False, True]
+    repertoire = label.at(64)
     lo, hi, factors = repertoire.within(0, 8)
     assert (lo, hi) == (1, 6) and np.frombuffer(factors, np.float32).tolist() == [1, 0.5, 0, 0, 1]
     assert repertoire.within(0, 2) == (1, 2, b"")
-    lo, hi, factors = repertoire.of_flow(4, 1).within(0, 8)
+    lo, hi, factors = label.of_flow(4, 1).within(0, 8)
     assert (lo, hi) == (2, 3) and np.frombuffer(factors, np.float32).tolist() == [4]
     lo, hi, factors = repertoire.among([0, 2, 4, 5])  # of these two are used
     assert (lo, hi) == (2, 6) and np.frombuffer(factors, np.float32).tolist() == [0.5, 0, 0, 1]

@@ -20,13 +20,13 @@ from netssmd.packet.wire import ACK, FIN, RST, SYN, TCP
 Said = dict[int, list[tuple[int, int, int]]]  # by flow: direction, flags, payload bytes of each packet
 
 
-def drawn(seed: int, reset_share: float, may_reset: bool, shortest: int = 0) -> Said:
+def drawn(seed: int, reset_share: float, may_reset: bool, shortest: int = 0, fin_behind_rst: float = 0.0) -> Said:
     """A session of tokens drawn evenly from what may be drawn: TCP flows of up to 30 packets."""
     rng = random.Random(seed)
     identities = FreshIdentities(address_plan(), seed, Stream(seed))
     decoder = Decoder(
         tiny_vocabulary(), identities, mtu=1500, max_flows=64, extent=(400, cx.UNKNOWN, 25),
-        habits=Habits(reset_share, may_reset, shortest),
+        habits=Habits(reset_share, may_reset, shortest, fin_behind_rst=fin_behind_rst),
     )  # fmt: skip
     said: Said = defaultdict(list)
     while not decoder.ended:
@@ -58,14 +58,17 @@ def side(decoder: Decoder) -> cx.Side:
     return decoder.flow.sides[decoder.direction]
 
 
-def connections(seed: int, reset_share: float, may_reset: bool) -> list[list[tuple[int, int, int]]]:
+def connections(
+    seed: int, reset_share: float, may_reset: bool, fin_behind_rst: float = 0.0
+) -> list[list[tuple[int, int, int]]]:
     """The packets of each, from the one on that completes its handshake."""
     def opens(packets: list[tuple[int, int, int]]) -> bool:
         if [(direction, flags) for direction, flags, _ in packets[:2]] != [(0, SYN), (1, SYN | ACK)]:
             return False
         return len(packets) > 2 and packets[2][0] == 0 and not packets[2][1] & (SYN | RST | FIN)
 
-    return [packets[2:] for packets in drawn(seed, reset_share, may_reset).values() if opens(packets)]
+    said = drawn(seed, reset_share, may_reset, fin_behind_rst=fin_behind_rst).values()
+    return [packets[2:] for packets in said if opens(packets)]
 
 
 def test_connections_are_closed_by_both_sides_and_acknowledged() -> None:
@@ -92,6 +95,21 @@ def test_labels_that_reset_do_so_in_their_share() -> None:
     assert len(every) > 50 and all(unclosed(packets) and packets[-1][1] & RST for packets in every)
     some = [unclosed(packets) for seed in range(90) for packets in connections(seed, 0.3, True)]
     assert len(some) > 100 and 0.15 < sum(some) / len(some) < 0.45
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_the_peer_of_a_side_that_closed_and_reset_closes_too_where_the_labels_do(share: float) -> None:
+    reset, both = 0, 0
+    for seed in range(90):
+        for packets in connections(seed, 0.0, True, share):
+            fins = [direction for direction, flags, _ in packets if flags & FIN]
+            resets = [(direction, i) for i, (direction, flags, _) in enumerate(packets) if flags & RST]
+            if fins and resets and resets[0][0] == fins[0] and 1 - fins[0] not in [
+                direction for direction, flags, _ in packets[: resets[0][1]] if flags & FIN
+            ]:  # by the side that had closed, alone so far
+                reset += 1
+                both += len(set(fins)) == 2
+    assert reset > 15 and (both > 0.9 * reset if share else both < 0.5 * reset)
 
 
 @pytest.mark.parametrize("shortest", [0, 10, 1000])

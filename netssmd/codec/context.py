@@ -112,6 +112,7 @@ ENDS_ANYHOW: Final = 0
 ENDS_CLOSED: Final = 1
 ENDS_CLOSED_OR_RESET: Final = 2
 ENDS_RESET: Final = 3
+ENDS_CLOSED_THOUGH_RESET: Final = 4  # the peer of a side that has closed sends its FIN, even if that side resets
 CLOSING: Final = 3  # packets that close a connection: FIN, FIN, ACK
 CLOSING_RESET: Final = 6  # FIN, data that crosses it, RST, FIN, RST
 BEHIND_RST: Final = 3  # packets of the peer, on their way or its FIN
@@ -265,8 +266,7 @@ class Flow:
 
     def may_close(self) -> bool:
         """A drawn connection that is established and to be closed, which neither side has begun to do."""
-        closed = self.ending == ENDS_CLOSED or self.ending == ENDS_CLOSED_OR_RESET
-        return closed and self.phase == OPENED and self.is_established()
+        return self.ending not in (ENDS_ANYHOW, ENDS_RESET) and self.phase == OPENED and self.is_established()
 
     def is_closing(self) -> bool:
         """Of such a connection: only the packets that close it are left."""
@@ -274,8 +274,11 @@ class Flow:
         return self.may_close() and self.extent - self.packets <= left
 
     def is_open(self) -> bool:
-        """An established connection that was not closed by both sides, nor reset."""
-        return self.phase != SHUT and self.is_established()
+        """An established connection that was not closed by both sides, nor reset, as far as that ends it."""
+        ends = self.phase == SHUT
+        if self.ending == ENDS_CLOSED_THOUGH_RESET:
+            ends = self.sides[0].state >= FIN_SENT and self.sides[1].state >= FIN_SENT
+        return not ends and self.is_established()
 
 
 class Service:
@@ -546,15 +549,17 @@ class Context:
             return 0, legal
         if side.state >= FIN_SENT and (flow.ending == ENDS_CLOSED or peer.state >= FIN_SENT):
             return 36 * vocab.FLAGS_ACK, 36 * vocab.FLAGS_ACK + 12
-        if flow.phase == SHUT:
-            return 0, legal
         left = flow.extent - flow.packets
+        if flow.phase == SHUT:
+            if flow.ending != ENDS_CLOSED_THOUGH_RESET:
+                return 0, legal
+            return 36 * (vocab.FLAGS_FIN if left <= 1 else vocab.FLAGS_ACK), legal
         if flow.phase == OPENED:
             if flow.ending == ENDS_RESET:
                 first = vocab.FLAGS_RST if left <= 1 else vocab.FLAGS_ACK
                 return 36 * first, 36 * first + 72
             return 36 * (vocab.FLAGS_FIN if left <= CLOSING else vocab.FLAGS_ACK), legal
-        if side.state >= FIN_SENT or (flow.ending != ENDS_CLOSED and flow.overtime < MOST_OVERTIME // 2):
+        if side.state >= FIN_SENT or (flow.ending == ENDS_CLOSED_OR_RESET and flow.overtime < MOST_OVERTIME // 2):
             return 0, legal
         return 36 * (vocab.FLAGS_FIN if left <= 2 else vocab.FLAGS_ACK), legal
 

@@ -150,6 +150,7 @@ class Habits:
     Attributes:
         reset_share: of the TCP flows, those that are reset before a side has closed; `UNKNOWN`: they end as it comes.
         may_reset: half-closed ones may be reset, too.
+        fin_behind_rst: of those that are reset by the side that has closed, the share that the other one closes yet.
         shortest: packets that a TCP flow has at least.
         untold: flows do not tell how many packets they will have.
         resolution_ns: of times: gaps are multiples of it, where their bin holds one.
@@ -162,6 +163,7 @@ class Habits:
     untold: bool = False
     resolution_ns: int = 1
     closes_from: float = 0.0
+    fin_behind_rst: float = 0.0
 
 
 NO_HABITS: Final = Habits()
@@ -569,7 +571,10 @@ class Decoder:
             return cx.ENDS_ANYHOW
         if self.source.within(1 << 16) < habits.reset_share * (1 << 16):
             return cx.ENDS_RESET
-        return cx.ENDS_CLOSED_OR_RESET if habits.may_reset else cx.ENDS_CLOSED
+        if not habits.may_reset:
+            return cx.ENDS_CLOSED
+        though = self.source.within(1 << 16) < habits.fin_behind_rst * (1 << 16)
+        return cx.ENDS_CLOSED_THOUGH_RESET if though else cx.ENDS_CLOSED_OR_RESET
 
     def _choose(self, rank: int) -> None:
         flows = self.context.flows
@@ -1233,7 +1238,7 @@ class Decoder:
         headers.rest = source.residual() if exceptions & cx.X_REST else expected
         quotation = b""
         if self._made_up:
-            quotation = self._quotation(headers)
+            quotation = self._quotation(headers, length)
             if quotation and self._limited:
                 length = min(len(quotation), max(length, _least_quoted(quotation)))
         self._network_header(headers, side, exceptions, False, length > 0)
@@ -1322,11 +1327,11 @@ class Decoder:
         else:
             headers.ident = side.ident
 
-    def _quotation(self, headers: Headers) -> bytes:
+    def _quotation(self, headers: Headers, length: int) -> bytes:
         """What an ICMP error quotes (RFC 792, RFC 4443): the last packet that its receiver sent to its sender, or else
         to anybody, empty if it is none.
 
-        A receiver that has sent nothing is quoted with a traceroute's probe.
+        A receiver that has sent nothing is quoted with a traceroute's probe, long enough for `length` bytes of it.
         """
         icmp_type = headers.icmp_type
         if headers.version == IPV4:
@@ -1354,7 +1359,7 @@ class Decoder:
             found.dst = headers.src
             found.sport = 33434
             found.dport = 33434
-            found.payload_len = 32
+            found.payload_len = max(32, length - network_header_len(found) - 8)
         data, orig_len = render(found)
         data = data[len(found.link) : orig_len - max(0, found.trailer_len)]
         return data[: _least_quoted(data)] if found.transport == TCP and found.payload_len else data

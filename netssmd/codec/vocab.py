@@ -326,9 +326,12 @@ def condition_rows(conditions: tuple[Condition, ...], values: dict[str, float] |
     return rows
 
 
+STAGES: Final = (16, 64, 256, 1024)  # packets of a session with which another stage of it begins
+
+
 class Repertoire:
-    """The tokens that a label ever uses, and how likely each is to be made; or one side of its flows to a service, by
-    `of_flow`.
+    """The tokens that a label ever uses, and how likely each is to be made; in a stage of its sessions, by `at`, or of
+    one side of its flows to a service, by `of_flow`.
 
     Arguments: size, of the vocabulary. runs: of token ids, from and to (exclusive). weights: by which the odds of these
     tokens are multiplied. whole: the label's, of which it is a part.
@@ -344,6 +347,7 @@ class Repertoire:
         self._size: int = size
         self._whole: Repertoire | None = whole
         self._flows: dict[int, Repertoire] = {}
+        self._stages: list[Repertoire] = []
         self._used = bytearray(size)  # 1 for a token that is
         for first, end in runs:
             self._used[first:end] = b"\1" * (end - first)
@@ -355,6 +359,16 @@ class Repertoire:
     ) -> None:
         """What the originator (direction 0) or the responder (1) says in flows to a service."""
         self._flows[2 * service + direction] = Repertoire(self._size, runs, weights, self)
+
+    def add_stage(self, weights: Iterable[tuple[int, float]]) -> None:
+        """How likely tokens are in the next stage of a session."""
+        stage = Repertoire(self._size, (), weights, self)
+        stage._used = self._used
+        self._stages.append(stage)
+
+    def at(self, packets: int) -> Repertoire:
+        """What is said after so many packets of a session, where that is known."""
+        return self._stages[bisect_right(STAGES, packets)] if self._stages else self
 
     def of_flow(self, service: int, direction: int) -> Repertoire:
         """The same, where it is known; the label's otherwise."""

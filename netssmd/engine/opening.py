@@ -284,7 +284,9 @@ def open_model(
 
 
 def _repertoire(conduct: Conduct, label: str, size: int) -> Repertoire:
-    repertoire = Repertoire(size, conduct.tokens[label], conduct.weights.get(label, ()))
+    repertoire = Repertoire(size, conduct.tokens[label])
+    for stage in conduct.weights.get(label, ()):
+        repertoire.add_stage(stage)
     weights = conduct.flow_weights.get(label, {})
     for service, sides in conduct.flow_tokens.get(label, {}).items():
         for direction, runs in enumerate(sides):

@@ -270,9 +270,10 @@ class Session:
             if legal:
                 return lo, hi, legal  # the guide counts what it takes away, and that alone
         repertoire, wanted, flow = decoder.vocabulary.repertoire(self.info.label), decoder.wanted(), decoder.flow
-        if wanted:
-            return repertoire.among(wanted)
-        return (repertoire if flow is None else repertoire.of_flow(flow.service, decoder.direction)).within(lo, hi)
+        if flow is not None and not wanted:
+            return repertoire.of_flow(flow.service, decoder.direction).within(lo, hi)
+        now = repertoire.at(decoder.context.packets)
+        return now.among(wanted) if wanted else now.within(lo, hi)
 
     def ask_ahead(
         self,

@@ -1,7 +1,7 @@
 """Weights for tokens that are drawn more or less often than training says them.
 
-In: the sessions of training and drawn ones, as tokens. Out: factors for the odds of tokens, by label, and by the side
-that speaks in a flow to a service, for `conduct.json`.
+In: the sessions of training and drawn ones, as tokens. Out: factors for the odds of tokens, by label and stage of the
+session, and by the side that speaks in a flow to a service, for `conduct.json`.
 
 A model that hears only itself drifts: what its sessions say adds up to other sizes and gaps than those of its label's,
 though each draw is right on average where it hears real ones. `Tally` counts who says what; `Weights.adjust` brings
@@ -20,15 +20,15 @@ import numpy.typing as npt
 
 from netssmd.codec import vocab as v
 from netssmd.codec.vocab import FLOW_SERVICE, Vocabulary
-from netssmd.learn.conduct import speakers
+from netssmd.learn.conduct import FLOWS, speakers
 from netssmd.learn.dataset import Shard
 
 FIELDS: Final = (
     v.WHO, v.TCP_SHAPE, v.UDP_SHAPE, v.ICMP_SHAPE, v.OPAQUE_SHAPE, v.ARP_SHAPE, v.STACK, v.LENGTH, v.WINDOW, v.KIND,
     v.IAT,
 )  # fmt: skip
-"""What is weighed. How many flows there are, to which service and how long is held to by other means (engine/mix.py);
-the rest says of a packet what is unusual."""
+"""What is weighed. How many flows there are, to which service and how long is held to by other means (engine/mix.py),
+though not when they are opened; the rest says of a packet what is unusual."""
 FEWEST: Final = 100  # tokens of a field, in training and drawn, for a word on it
 NONE_YET: Final = 0.5  # added to counts
 STEP: Final = 0.7  # of a ratio, a round
@@ -74,9 +74,8 @@ class Tally:
         self.fields = np.zeros(vocabulary.size, np.int_)  # [size], the field of each token
         for number, field in enumerate(vocabulary.fields):
             self.fields[field.lo : field.lo + field.size] = number
-        who = vocabulary.fields[v.WHO].lo
         self.weighed = np.isin(self.fields, FIELDS)
-        self.weighed[who : who + v.WHO_FLOW] = False  # a session's end and its flows come by other means
+        self.weighed[vocabulary.end] = False  # comes when all packets are had
         self.sums: dict[Key, _Sums] = {}
         self._lock = threading.Lock()
 
@@ -135,16 +134,16 @@ class Weights:
 
     def document(self, vocabulary: Vocabulary) -> dict[str, Any]:
         """The keys `weights` and `flow_weights` of conduct.json."""
-        weights: dict[str, Any] = {}
+        weights: dict[str, list[Any]] = {}
         flows: dict[str, dict[str, list[Any]]] = {}
         names = vocabulary.service_names()
         for (label, speaker), logs in sorted(self.logs.items()):
             told = [[int(t), float(f"{np.exp(logs[t]):.3g}")] for t in np.flatnonzero(np.abs(logs) > LEAST)]
             if not told:
                 continue
-            if speaker == 0:
-                weights[vocabulary.labels[label]] = told
+            if speaker < FLOWS:
+                weights.setdefault(vocabulary.labels[label], [[] for _ in range(FLOWS)])[speaker] = told
                 continue
-            service, side = divmod(speaker - 1, 2)
+            service, side = divmod(speaker - FLOWS, 2)
             flows.setdefault(vocabulary.labels[label], {}).setdefault(names[service], [[], []])[side] = told
         return {"weights": weights, "flow_weights": flows}

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from netssmd.codec import vocab as v
-from netssmd.codec.context import FIN_ACKED, FIN_SENT, OPEN, SYN_SENT
+from netssmd.codec.context import FIN_ACKED, FIN_SENT, OPEN, RESET, SYN_SENT
 from netssmd.codec.vocab import FLOW_LEFT, FLOW_SERVICE, FLOW_STATE, LEFT, LEFT_BINS, TCP_STATES, Vocabulary
 from netssmd.learn.dataset import Shard
 from netssmd.model.conduct import MOST_EXTENTS
@@ -18,6 +18,7 @@ ACKS, FINS = (v.FLAGS_ACK, v.FLAGS_ACK + 1), (v.FLAGS_FIN, v.FLAGS_FIN + 1)
 MICROSECOND = 1_000  # ns
 MOSTLY = 0.7  # of its connections: a label that ends no more of them leaves them open, as captures that were cut do
 RARELY = 0.05  # of its connections: a label that resets no more of them is taken for one that does not
+FLOWS = len(v.STAGES) + 1  # the first of `speakers` that speaks in a flow
 RSTS = (v.FLAGS_RST, v.FLAGS_RST + 1)
 
 
@@ -29,6 +30,7 @@ def conduct(shard: Shard, vocabulary: Vocabulary) -> dict[str, Any]:
     said_by: list[dict[tuple[int, int], npt.NDArray[np.bool_]]] = [{} for _ in labels]  # by service and direction
     answered, early, late = np.zeros((3, len(labels)), int)  # connections; reset before and after a side had closed
     established, closed = np.zeros((2, len(labels)), int)  # connections; closed by both sides
+    by_closer, behind = np.zeros((2, len(labels)), int)  # reset by a side that had closed; a FIN sent behind that
     closings: list[list[float]] = [[] for _ in labels]  # how far in their sessions connections begin to be closed
     lengths: list[list[int]] = [[] for _ in labels]  # of TCP flows, as bins
     shape, length, gap = (vocabulary.fields[field] for field in (v.TCP_SHAPE, v.EXTENT, v.IAT))
@@ -60,6 +62,8 @@ def conduct(shard: Shard, vocabulary: Vocabulary) -> dict[str, Any]:
             closings[label] += (said[firsts] / int(record["packets"])).tolist()
         more, less = np.maximum(own, peer), np.minimum(own, peer)  # which side is farther on
         rst = np.isin(classes, RSTS) & (more >= OPEN) & (less >= SYN_SENT)
+        by_closer[label] += (rst & (peer < FIN_SENT) & np.isin(own, (FIN_SENT, FIN_ACKED))).sum()
+        behind[label] += (np.isin(classes, FINS) & (own < FIN_SENT) & (own >= OPEN) & (peer == RESET)).sum()
         early[label] += (rst & (more < FIN_SENT)).sum()
         late[label] += (rst & (less < FIN_SENT) & np.isin(more, (FIN_SENT, FIN_ACKED))).sum()
         if tokens[-1] == vocabulary.end:
@@ -73,6 +77,9 @@ def conduct(shard: Shard, vocabulary: Vocabulary) -> dict[str, Any]:
             label: round(float(early[i] / max(early[i], answered[i])), 4) if early[i] > RARELY * answered[i] else 0.0
             for i, label in enumerate(labels)
             if max(early[i], late[i]) > RARELY * answered[i]
+        },
+        "fin_behind_rst": {
+            label: round(min(1.0, float(behind[i] / by_closer[i])), 4) for i, label in enumerate(labels) if by_closer[i]
         },
         "open": [
             label
@@ -108,8 +115,8 @@ def _resolution(used: npt.NDArray[np.bool_], vocabulary: Vocabulary) -> int:
 def speakers(
     tokens: npt.NDArray[Any], services: npt.NDArray[Any], vocabulary: Vocabulary
 ) -> npt.NDArray[np.int_]:
-    """Who says each token of a session: 0 before a packet's flow is known, then 1 + 2 times the flow's service (the
-    feature's member, told in `services`) + 1 if it is the responder.
+    """Who says each token of a session: before a packet's flow is known the stage of the session, 0 to `FLOWS` - 1,
+    then `FLOWS` + 2 times the flow's service (the feature's member, told in `services`) + 1 if it is the responder.
 
     Arguments: tokens, services [n]. Return: [n].
     """
@@ -119,7 +126,10 @@ def speakers(
     directions = np.where(members < v.WHO_FAR, (members - v.WHO_FLOW) & 1, members - v.WHO_FAR)
     directions[members < v.WHO_FLOW] = 0  # a new flow's first packet
     direction = np.repeat(directions, np.diff([*starts, len(tokens)]))
-    return np.where(tokens >= vocabulary.fields[v.TCP_SHAPE].lo, 1 + 2 * services + direction, 0)
+    gap = vocabulary.fields[v.IAT]
+    ends = (tokens >= gap.lo) & (tokens < gap.lo + gap.size)
+    stages = np.searchsorted(v.STAGES, np.cumsum(ends) - ends, "right")
+    return np.where(tokens >= vocabulary.fields[v.TCP_SHAPE].lo, FLOWS + 2 * services + direction, stages)
 
 
 def _hear(
@@ -128,8 +138,8 @@ def _hear(
 ) -> None:  # fmt: skip
     """Which tokens each side of the flows to each service says in a session."""
     spoken = speakers(tokens, service, vocabulary)
-    for speaker in np.unique(spoken[spoken > 0]):
-        key = divmod(int(speaker) - 1, 2)
+    for speaker in np.unique(spoken[spoken >= FLOWS]):
+        key = divmod(int(speaker) - FLOWS, 2)
         heard.setdefault(key, np.zeros(vocabulary.size, np.bool_))[tokens[spoken == speaker]] = True
 
 

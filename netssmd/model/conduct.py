@@ -2,6 +2,8 @@
 
     {"resets": {"chat": 0.03},                     labels that reset established TCP connections, with the share that
                                                     was reset before either side had closed
+     "fin_behind_rst": {"chat": 0.98},              of the connections that were reset by a side that had closed, the
+                                                    share in which the other side sent its FIN all the same
      "open": ["smb"],                              labels whose connections often do not end in their captures
      "closes_from": {"web": 0.46},                  share of a session's packets before which hardly any connection (one
                                                     in 20) is closed
@@ -9,9 +11,11 @@
      "tokens": {"web": [[0, 5], [9, 31], ...]},    the tokens that a label ever used in training: from, to (exclusive)
      "flow_tokens": {"web": {"53/udp":              likewise in flows to a service, of originator and responder
                  [[[4, 5], ...], [[6, 9], ...]]}},
-     "weights": {"web": [[31, 1.2], ...]},         by which the odds of a token are multiplied that is drawn more or
-     "flow_weights": {"web": {"443/tcp":            less often than training said them (netssmd calibrate); likewise in
-                 [[[912, 0.8]], []]}},              flows to a service
+     "weights": {"web": [[[31, 1.2], ...],         by which the odds of a token are multiplied that is drawn more or
+                 [], [], [], []]},                  less often than training said it (netssmd calibrate), in each stage
+                                                    of a session (codec/vocab.py, STAGES);
+     "flow_weights": {"web": {"443/tcp":            likewise once a packet is one of a flow to a service
+                 [[[912, 0.8]], []]}},
      "extents": {"web": [[812, 3051, 5,             sessions of a label in training: packets, milliseconds, flows;
         {"443/tcp": [[304, 1], [430, 1]],           null: not to be told; and by service the packets of its flows, with
          "53/udp": [[2, 3]]}], ...]},               how many had so many, where that is known
@@ -34,7 +38,7 @@ from typing import Final, NamedTuple, TypeVar
 
 from netssmd.codec.context import UNKNOWN
 from netssmd.codec.decoder import Habits
-from netssmd.codec.vocab import FIELD_NAMES, LEFT_BINS
+from netssmd.codec.vocab import FIELD_NAMES, LEFT_BINS, STAGES
 from netssmd.errors import CheckpointError
 
 CONDUCT: Final = "conduct.json"
@@ -70,10 +74,11 @@ class Conduct:
     resets: Mapping[str, float] | None = None
     open: frozenset[str] = frozenset()
     closes_from: Mapping[str, float] = field(default_factory=dict)
+    fin_behind_rst: Mapping[str, float] = field(default_factory=dict)
     shortest: Mapping[str, int] = field(default_factory=dict)
     tokens: Mapping[str, Sequence[Run]] = field(default_factory=dict)
     flow_tokens: Mapping[str, Mapping[int, Sequence[Sequence[Run]]]] = field(default_factory=dict)  # by service
-    weights: Mapping[str, Sequence[Weight]] = field(default_factory=dict)
+    weights: Mapping[str, Sequence[Sequence[Weight]]] = field(default_factory=dict)
     flow_weights: Mapping[str, Mapping[int, Sequence[Sequence[Weight]]]] = field(default_factory=dict)  # by service
     extents: Mapping[str, Sequence[Extent]] = field(default_factory=dict)
     resolution_ns: int = 1
@@ -88,6 +93,7 @@ class Conduct:
             not tells_extents,
             self.resolution_ns,
             self.closes_from.get(label, 0.0),
+            self.fin_behind_rst.get(label, 0.0),
         )
 
     def may_reset(self, label: str) -> bool:
@@ -130,12 +136,13 @@ def _read(folder: Path, parse: Callable[[object], T], without: T) -> T:
         return parse(json.loads(content))
     except (ValueError, RecursionError) as error:
         raise CheckpointError(
-            f'{path}: {error}; it holds {{"resets": {{label: share of its connections that were reset}}, "open": '
-            '[label], "closes_from": {label: share}, "shortest": {label: packets}, "tokens": {label: [[from, to], '
-            '...]}, "flow_tokens": {label: {service: [[[from, to], ...], [[from, to], ...]]}}, '
-            '"weights": {label: [[token, weight], ...]}, "flow_weights": {label: {service: [[[token, weight], ...], '
-            '[[token, weight], ...]]}}, "extents": {label: [[packets, milliseconds, flows, {service: [[packets, '
-            'flows], ...]}], ...]}, "resolution_ns": a number, "temperatures": {field: number}}, or is not there'
+            f'{path}: {error}; it holds {{"resets": {{label: share of its connections that were reset}}, '
+            '"fin_behind_rst": {label: share}, "open": [label], "closes_from": {label: share}, "shortest": {label: '
+            'packets}, "tokens": {label: [[from, to], ...]}, "flow_tokens": {label: {service: [[[from, to], ...], '
+            '[[from, to], ...]]}}, "weights": {label: [[[token, weight], ...], ...]}, "flow_weights": {label: '
+            '{service: [[[token, weight], ...], [[token, weight], ...]]}}, "extents": {label: [[packets, milliseconds, '
+            'flows, {service: [[packets, flows], ...]}], ...]}, "resolution_ns": a number, "temperatures": {field: '
+            "number}}, or is not there"
         ) from None
 
 
@@ -163,6 +170,7 @@ def parse_conduct(document: object, vocab_size: int, services: Sequence[str] = (
         None if said.get("resets") is None else resets,
         frozenset(left_open),
         {label: _share("closes_from", label, part) for label, part in table("closes_from")},
+        {label: _share("fin_behind_rst", label, part) for label, part in table("fin_behind_rst")},
         {label: _shortest(label, packets) for label, packets in table("shortest")},
         {
             label: [run(label, entry) for entry in _entries("tokens", label, runs)]
@@ -173,8 +181,9 @@ def parse_conduct(document: object, vocab_size: int, services: Sequence[str] = (
             for label, by_service in table("flow_tokens")
         },
         {
-            label: [weight(label, entry) for entry in _entries("weights", label, entries)]
+            label: [[weight(label, entry) for entry in _entries("weights", label, stage)] for stage in stages]
             for label, entries in table("weights")
+            if (stages := _stages(label, entries))
         },
         {
             label: _by_service("flow_weights", label, by_service, numbers, weight)
@@ -236,6 +245,12 @@ def _run(label: str, run: object, vocab_size: int) -> Run:
         if 0 <= first < end <= vocab_size:
             return first, end
     raise ValueError(f"tokens of {label}: {json.dumps(run)[:40]} is no [from, to] within 0 to {vocab_size}")
+
+
+def _stages(label: str, stages: object) -> list[object]:
+    if not isinstance(stages, list) or len(stages) != len(STAGES) + 1:
+        raise ValueError(f"weights of {label} are no list of {len(STAGES) + 1} stages")
+    return stages
 
 
 def _weight(label: str, weight: object, vocab_size: int) -> Weight:
