@@ -444,13 +444,12 @@ class Decoder:
         return tokens
 
     def _owed_services(self) -> list[int]:
-        owed = [0, 0, 0]  # services: neither, TCP, UDP
+        owed = {TCP: 0, UDP: 0, OPAQUE: 0}  # services
         for service in self.owed:
-            owed[(service + v.SERVICE_PORTS - 1) // v.SERVICE_PORTS] += 1
+            owed[self.vocabulary.transport_of(service)] += 1
         tokens = []
-        for member in range(v.SERVICE_LIKE):
-            kind = member & 3 if member < 8 else 2
-            if owed[1 if kind == 0 else 2 if kind == 1 else 0]:
+        for member, (_, transport) in enumerate(v.FRESH_KINDS):
+            if owed.get(transport, owed[OPAQUE]):
                 tokens.append(self._base + member)
         for rank, like in enumerate(self.context.services):
             token = self._base + v.SERVICE_LIKE + 3 * rank
@@ -458,7 +457,7 @@ class Decoder:
             same = service in self.owed
             if same:
                 tokens.append(token)
-            if service and owed[(service + v.SERVICE_PORTS - 1) // v.SERVICE_PORTS] > same:
+            if service and owed[like.transport] > same:
                 tokens.append(token + 1)  # another port
             if same:
                 tokens.append(token + 2)
@@ -607,17 +606,10 @@ class Decoder:
                 self._todo = [v.HOST]
             return
         self._port = 0
-        if member == 8:
-            self._version = ARP
-            self._transport = OPAQUE
-            self._protocol = 0
-        else:
-            self._version = IPV6 if member >= 4 else IPV4
-            kind = member & 3
-            self._transport = TCP if kind == 0 else UDP if kind == 1 else ICMP if kind == 2 else OPAQUE
-            self._protocol = self._transport
-            if self._transport == ICMP and self._version == IPV6:
-                self._protocol = ICMPV6
+        self._version, self._transport = v.FRESH_KINDS[member]
+        self._protocol = 0 if self._version == ARP else self._transport
+        if self._transport == ICMP and self._version == IPV6:
+            self._protocol = ICMPV6
         self._todo = [v.HOST, v.HOST]
         if self._transport == TCP or self._transport == UDP:
             self._port = -1

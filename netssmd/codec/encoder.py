@@ -268,8 +268,7 @@ class Encoder:
             elif variant == 2:
                 originator = self._put_host(headers, None)
         else:
-            kind = 8 if headers.version == ARP else _fresh_kind(transport) + (4 if headers.version == IPV6 else 0)
-            self._put_limited(v.SERVICE, kind, limit)
+            self._put_limited(v.SERVICE, v.FRESH_KINDS.index((headers.version, transport)), limit)
             originator = self._put_host(headers, None)
             responder = self._put_host(headers, originator)
             if transport == TCP or transport == UDP:
@@ -775,14 +774,6 @@ def encode(packets: Iterable[tuple[int, bytes, int]], vocabulary: Vocabulary, en
     if ended:
         encoder.end()
     return encoder.encoded
-
-
-def _fresh_kind(transport: int) -> int:
-    if transport == TCP:
-        return 0
-    if transport == UDP:
-        return 1
-    return 2 if transport == ICMP else 3
 
 
 def _identifier(headers: Headers) -> int:

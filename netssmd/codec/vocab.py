@@ -29,7 +29,7 @@ from typing import Any, Final
 
 from netssmd.codec import extents
 from netssmd.codec.kinds import KINDS
-from netssmd.packet.wire import TCP, UDP
+from netssmd.packet.wire import ARP, ICMP, IPV4, IPV6, OPAQUE, TCP, UDP
 
 FORMAT: Final = 3
 
@@ -80,7 +80,10 @@ MAX_FLOWS: Final = NEAR_FLOWS + 64 * 63
 
 # SERVICE: what a new flow is like. Nine fresh kinds, then for each recent service k: the same again, another port of
 # its responder, another originator.
-FRESH_KINDS: Final = ("tcp4", "udp4", "icmp4", "opaque4", "tcp6", "udp6", "icmp6", "opaque6", "arp")
+FRESH_KINDS: Final = (
+    (IPV4, TCP), (IPV4, UDP), (IPV4, ICMP), (IPV4, OPAQUE), (IPV6, TCP), (IPV6, UDP), (IPV6, ICMP), (IPV6, OPAQUE),
+    (ARP, OPAQUE),
+)  # fmt: skip
 SERVICE_LIKE: Final = len(FRESH_KINDS)
 MAX_SERVICES: Final = 24
 
@@ -522,6 +525,10 @@ class Vocabulary:
         if member < 0:
             member = SERVICE_PORTS - (1 if port < 1024 else 2 if port < 32_768 else 3)
         return 1 + member + (SERVICE_PORTS if transport == UDP else 0)
+
+    def transport_of(self, service: int) -> int:
+        """TCP or UDP, OPAQUE for whatever else a member of the feature `service` stands for."""
+        return OPAQUE if service == 0 else TCP if service <= SERVICE_PORTS else UDP
 
     def services_of_ports(self, transport: int) -> list[int]:
         """The same for each member of PORT, -1 for one that says no port; ports of the class "any" are taken for high
