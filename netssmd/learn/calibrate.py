@@ -24,11 +24,12 @@ from netssmd.learn.conduct import FLOWS, speakers
 from netssmd.learn.dataset import Shard
 
 FIELDS: Final = (
-    v.WHO, v.SERVICE, v.HOST, v.TCP_SHAPE, v.UDP_SHAPE, v.ICMP_SHAPE, v.OPAQUE_SHAPE, v.ARP_SHAPE, v.STACK, v.LENGTH,
-    v.WINDOW, v.KIND, v.IAT,
+    v.WHO, v.TCP_SHAPE, v.UDP_SHAPE, v.ICMP_SHAPE, v.OPAQUE_SHAPE, v.ARP_SHAPE, v.STACK, v.LENGTH, v.WINDOW, v.KIND,
+    v.IAT,
 )  # fmt: skip
-"""What is weighed. How many flows there are, to which ports and how long is held to by other means (engine/mix.py),
-though not when they are opened and between whom; the rest says of a packet what is unusual."""
+"""What is weighed. How many flows there are, to which service and how long is held to by other means (engine/mix.py),
+though not when they are opened; between whom is not to be weighed (docs/experiments.md); the rest says of a packet
+what is unusual."""
 FEWEST: Final = 100  # tokens of a field, in training and drawn, for a word on it
 NONE_YET: Final = 0.5  # added to counts
 STEP: Final = 0.7  # of a ratio, a round
