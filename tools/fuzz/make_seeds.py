@@ -40,6 +40,7 @@ CONDUCT = {
     "resets": {"chat": 0.03}, "open": ["smb"], "shortest": {"web": 7}, "tokens": {"web": [[0, 5], [9, 31]]},
     "resolution_ns": 1000, "temperatures": {"who": 0.9}, "closes_from": {"web": 0.46},
     "flow_tokens": {"web": {"0-1023/tcp": [[[0, 5]], []]}},
+    "fin_behind_rst": {"chat": 0.98},
     "weights": {"web": [[[3, 1.25]], [], [], [], []]},
     "flow_weights": {"web": {"0-1023/tcp": [[[4, 0.5]], []]}},
     "extents": {"web": [[812, 3051, 24, {"0-1023/tcp": [[30, 14]], "other": [[1, 10]]}], [None, 9, 2]]},
