@@ -1331,30 +1331,37 @@ class Decoder:
                 return b""
         elif icmp_type >= 128:
             return b""
+        quoted = self._last_sent(headers)
+        if quoted is None:
+            quoted = Headers()
+            quoted.version = headers.version
+            quoted.transport = UDP
+            quoted.protocol = UDP
+            quoted.ttl = 1
+            quoted.src = headers.dst
+            quoted.dst = headers.src
+            quoted.sport = 33434
+            quoted.dport = 33434
+            quoted.payload_len = max(32, length - network_header_len(quoted) - 8)
+        data, orig_len = render(quoted)
+        data = data[len(quoted.link) : orig_len - max(0, quoted.trailer_len)]
+        return data[: _least_quoted(data)] if quoted.transport == TCP and quoted.payload_len else data
+
+    def _last_sent(self, headers: Headers) -> Headers | None:
+        """The last packet that the receiver of these headers sent to their sender, or else to anybody."""
         found: Headers | None = None
         for flow in [*self.context.flows[:64], *self.context.over[:16]]:
             if flow.transport != TCP and flow.transport != UDP:
                 continue
             for sender in flow.sides:
-                quoted = sender.last_headers
-                if quoted is None or sender.host.address != headers.dst or quoted.version != headers.version:
+                sent = sender.last_headers
+                if sent is None or sender.host.address != headers.dst or sent.version != headers.version:
                     continue
-                if found is None or (quoted.dst == headers.src and found.dst != headers.src):
-                    found = quoted
-        if found is None:
-            found = Headers()
-            found.version = headers.version
-            found.transport = UDP
-            found.protocol = UDP
-            found.ttl = 1
-            found.src = headers.dst
-            found.dst = headers.src
-            found.sport = 33434
-            found.dport = 33434
-            found.payload_len = max(32, length - network_header_len(found) - 8)
-        data, orig_len = render(found)
-        data = data[len(found.link) : orig_len - max(0, found.trailer_len)]
-        return data[: _least_quoted(data)] if found.transport == TCP and found.payload_len else data
+                if sent.dst == headers.src:
+                    return sent
+                if found is None:
+                    found = sent
+        return found
 
     # --- escapes --------------------------------------------------------------------------------------------------
 

@@ -526,16 +526,16 @@ class Vocabulary:
             member = SERVICE_PORTS - (1 if port < 1024 else 2 if port < 32_768 else 3)
         return 1 + member + (SERVICE_PORTS if transport == UDP else 0)
 
-    def transport_of(self, service: int) -> int:
-        """TCP or UDP, OPAQUE for whatever else a member of the feature `service` stands for."""
-        return OPAQUE if service == 0 else TCP if service <= SERVICE_PORTS else UDP
-
     def services_of_ports(self, transport: int) -> list[int]:
         """The same for each member of PORT, -1 for one that says no port; ports of the class "any" are taken for high
         ones."""
         first = 1 + (SERVICE_PORTS if transport == UDP else 0) + _PORTS
         classes = [first, first + 1, first, first + 2]  # as SERVICE_RANGES
         return [*classes, -1, *(self.service_of(transport, port) for port in self.ports)]
+
+    def transport_of(self, service: int) -> int:
+        """TCP or UDP, OPAQUE for whatever else a member of the feature `service` stands for."""
+        return OPAQUE if service == 0 else TCP if service <= SERVICE_PORTS else UDP
 
     def service_names(self) -> list[str]:
         """Of the members of the feature `service`, as 443/tcp or 1024-32767/udp; members that nothing has are empty."""
