@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from netssmd.engine.scheduler import Backend
     from netssmd.engine.session import OutPacket, Session
     from netssmd.learn.calibrate import Tally
-    from netssmd.model.backend import Floats, Ints
+    from netssmd.model.backend import Ints
 
 GROUP = 16  # sessions a call
 
@@ -62,12 +62,12 @@ def command(
     if Vocabulary.from_json(prepared.vocabulary).to_json() != vocabulary.to_json():
         raise UsageError(f"{data}: prepared with another vocabulary; `netssmd prepare DIR -o DATA --model {model}`")
     training = tally(prepared.train, vocabulary)
+    labels = [label for label in opened.labels if label in opened.conduct.tokens]
+    threads = threads or len(os.sched_getaffinity(0))
     weights, news = Weights(), []
     for number in range(rounds + 1):  # the last one only looks
         _write(model / CONDUCT, weights.document(vocabulary))
-        opened = open_model(str(model), "cpu")
-        labels = [label for label in opened.labels if label in opened.conduct.tokens]
-        drawn = _draw(opened, labels, sessions, max_packets, (seed, number), threads or len(os.sched_getaffinity(0)))
+        drawn = _draw(open_model(str(model), "cpu"), labels, sessions, max_packets, (seed, number), threads)
         news.append(training.distances(drawn))
         far = ", ".join(f"{field} {distance:.3f}" for field, distance in news[-1].items())
         click.echo(f"round {number} of {rounds}: {far}", err=True)
@@ -96,7 +96,7 @@ def _write(path: Path, said: dict[str, Any]) -> None:
 
 
 class _Unheard:
-    """A session's sink: nothing is done with its packets."""
+    """Every session's sink: nothing is done with its packets."""
 
     def write(self, packet: OutPacket) -> None:
         pass
@@ -131,18 +131,8 @@ class Listener:
         self._tell(slot)
         self._backend.reset(slot)
 
-    def step(
-        self,
-        slots: Ints,
-        rows: Ints,
-        ranges: Ints,
-        uniforms: Floats,
-        temperatures: Floats,
-        factors: Floats | None = None,
-        factors_at: Ints | None = None,
-        removed: Floats | None = None,
-    ) -> Ints:
-        tokens = self._backend.step(slots, rows, ranges, uniforms, temperatures, factors, factors_at, removed)
+    def step(self, slots: Ints, rows: Ints, *args: Any, **kwargs: Any) -> Ints:
+        tokens = self._backend.step(slots, rows, *args, **kwargs)
         labels, services = rows[:, 1].tolist(), rows[:, self._column].tolist()
         for slot, label, token, service in zip(slots.tolist(), labels, tokens.tolist(), services, strict=True):
             self._said[slot].append((label - self._label, token, service - self._service))
@@ -170,7 +160,7 @@ def _draw(
 
     from netssmd.codec.vocab import Vocabulary
     from netssmd.engine.batch import Batch, run_batch
-    from netssmd.engine.mix import CONDITIONS, draw_conditions
+    from netssmd.engine.mix import default_mix, draw_conditions
     from netssmd.engine.plan import address_plan
     from netssmd.engine.sampling import Stream, derive
     from netssmd.engine.session import Limits, SessionInfo
@@ -179,7 +169,7 @@ def _draw(
 
     assert isinstance(opened.vocabulary, Vocabulary)
     plan, limits, temperatures = address_plan(seed=seed[0]), Limits(max_packets), opened.temperatures(1.0, {})
-    ranges = {name: (low, high) for name, (low, high, _) in CONDITIONS.items()}
+    ranges = default_mix(labels, seed[0]).conditions
 
     def session(i: int) -> Session:
         own = derive(*seed, "calibrate", labels[i % len(labels)], i // len(labels))
@@ -192,7 +182,8 @@ def _draw(
     backend = opened.backend(threads * min(GROUP, -(-count // threads)))
     lend_threads(backend, threads)
     listener = Listener(backend, heard := Tally(opened.vocabulary), opened.vocabulary)
-    batch = Batch(listener, count, session, _nobody, threads, GROUP)
+    nobody = _Unheard()
+    batch = Batch(listener, count, session, lambda i: nobody, threads, GROUP)
     columns = TextColumn("sessions"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with Progress(
         *columns, console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True
@@ -201,7 +192,3 @@ def _draw(
         run_batch(batch, lambda: progress.update(task, completed=batch.done))
     listener.close()
     return heard
-
-
-def _nobody(i: int) -> _Unheard:
-    return _Unheard()

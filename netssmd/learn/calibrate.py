@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from netssmd.codec import vocab as v
 from netssmd.codec.vocab import FLOW_SERVICE, Vocabulary
-from netssmd.learn.conduct import FLOWS, speakers
+from netssmd.learn.conduct import FLOWS, labelled, speakers
 from netssmd.learn.dataset import Shard
 
 FIELDS: Final = (
@@ -107,12 +107,9 @@ class Tally:
 
 def tally(shard: Shard, vocabulary: Vocabulary) -> Tally:
     """Of the sessions of a split whose label is known."""
-    heard, base = Tally(vocabulary), vocabulary.feature_base[FLOW_SERVICE]
-    for record in shard.sessions:
-        if record["label"] >= 0:
-            session = slice(int(record["start"]), int(record["start"]) + int(record["length"]))
-            services = shard.features[session, FLOW_SERVICE].astype(int) - base
-            heard.hear(int(record["label"]), shard.tokens[session].astype(int), services)
+    heard = Tally(vocabulary)
+    for record, tokens, (services,) in labelled(shard, vocabulary, FLOW_SERVICE):
+        heard.hear(int(record["label"]), tokens, services)
     return heard
 
 

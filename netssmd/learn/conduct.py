@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,8 @@ from netssmd.codec.context import FIN_ACKED, FIN_SENT, OPEN, RESET, SYN_SENT
 from netssmd.codec.vocab import FLOW_LEFT, FLOW_SERVICE, FLOW_STATE, LEFT, LEFT_BINS, TCP_STATES, Vocabulary
 from netssmd.learn.dataset import Shard
 from netssmd.model.conduct import MOST_EXTENTS
+
+Ints = npt.NDArray[np.int_]
 
 SYN_ACKS = (v.FLAGS_SYN_ACK, v.FLAGS_SYN_ACK + 1)
 ACKS, FINS = (v.FLAGS_ACK, v.FLAGS_ACK + 1), (v.FLAGS_FIN, v.FLAGS_FIN + 1)
@@ -35,17 +38,9 @@ def conduct(shard: Shard, vocabulary: Vocabulary) -> dict[str, Any]:
     lengths: list[list[int]] = [[] for _ in labels]  # of TCP flows, as bins
     shape, length, gap = (vocabulary.fields[field] for field in (v.TCP_SHAPE, v.EXTENT, v.IAT))
     names, nothing = vocabulary.service_names(), np.zeros(vocabulary.size, np.bool_)
-    for record in shard.sessions:
+    for record, tokens, (states, services, owed) in labelled(shard, vocabulary, FLOW_STATE, FLOW_SERVICE, FLOW_LEFT):
         label = int(record["label"])
-        if label < 0:
-            continue
-        begin, end = int(record["start"]), int(record["start"]) + int(record["length"])
-        tokens = shard.tokens[begin:end].astype(int)
         used[label, tokens] = True
-        states, services, owed = (
-            shard.features[begin:end, feature].astype(int) - vocabulary.feature_base[feature]
-            for feature in (FLOW_STATE, FLOW_SERVICE, FLOW_LEFT)
-        )
         _hear(said_by[label], tokens, services, vocabulary)
         opening = np.flatnonzero((tokens >= length.lo) & (tokens < length.lo + v.EXTENT_UNTOLD))
         packets = owed[opening + 1] - 1  # bins, as the next token is told them
@@ -67,7 +62,7 @@ def conduct(shard: Shard, vocabulary: Vocabulary) -> dict[str, Any]:
         early[label] += (rst & (more < FIN_SENT)).sum()
         late[label] += (rst & (less < FIN_SENT) & np.isin(more, (FIN_SENT, FIN_ACKED))).sum()
         if tokens[-1] == vocabulary.end:
-            left = shard.features[begin, LEFT:][: len(LEFT_BINS)].astype(int)
+            left = shard.features[int(record["start"]), LEFT:][: len(LEFT_BINS)].astype(int)
             left -= np.array(vocabulary.left_base[: len(LEFT_BINS)]) + 1
             numbers = [bins.edges[max(0, member)] for bins, member in zip(LEFT_BINS, left, strict=True)]
             if numbers[2]:  # without flows it is no session to be like
@@ -104,6 +99,18 @@ def conduct(shard: Shard, vocabulary: Vocabulary) -> dict[str, Any]:
     }
 
 
+def labelled(shard: Shard, vocabulary: Vocabulary, *features: int) -> Iterator[tuple[Any, Ints, list[Ints]]]:
+    """The sessions whose label is known: record, tokens [n], and the members [n] of these features with which each
+    token is predicted."""
+    for record in shard.sessions:
+        if record["label"] >= 0:
+            session = slice(int(record["start"]), int(record["start"]) + int(record["length"]))
+            members = [
+                shard.features[session, feature].astype(int) - vocabulary.feature_base[feature] for feature in features
+            ]
+            yield record, shard.tokens[session].astype(int), members
+
+
 def _resolution(used: npt.NDArray[np.bool_], vocabulary: Vocabulary) -> int:
     """A microsecond, as most captures tell, if every gap can be a number of them."""
     first, edges = vocabulary.fields[v.IAT].lo, v.IAT_BINS.edges
@@ -114,7 +121,7 @@ def _resolution(used: npt.NDArray[np.bool_], vocabulary: Vocabulary) -> int:
 
 def speakers(
     tokens: npt.NDArray[Any], services: npt.NDArray[Any], vocabulary: Vocabulary
-) -> npt.NDArray[np.int_]:
+) -> Ints:
     """Who says each token of a session: before a packet's flow is known the stage of the session, 0 to `FLOWS` - 1,
     then `FLOWS` + 2 times the flow's service (the feature's member, told in `services`) + 1 if it is the responder.
 
@@ -146,7 +153,7 @@ def _hear(
 Flows = dict[str, list[list[int]]]
 
 
-def _flows(services: npt.NDArray[np.int_], bins: npt.NDArray[np.int_], names: list[str]) -> Flows:
+def _flows(services: Ints, bins: Ints, names: list[str]) -> Flows:
     """By the name of a service: packets, to their bin, and how many flows had so many."""
     edges, found = v.FLOW_LEFT_BINS.edges, {}
     for service in np.unique(services):
